@@ -1,0 +1,202 @@
+#!/usr/bin/env bash
+# Installs what is missing, and gets and builds SPDK unless SPDK_ROOT_DIR names a built tree.
+# Safe to run again: what is there already is left alone, what was interrupted starts anew.
+set -euo pipefail
+
+given_root=${SPDK_ROOT_DIR:-}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/env.sh
+. "$here/env.sh"
+
+# What building SPDK and the extension needs, and what the tests and the demonstration use.
+packages=(
+	build-essential pkg-config libclang-dev jq shellcheck
+	qemu-utils qemu-block-extra python3-venv
+	nasm libnuma-dev uuid-dev libaio-dev libssl-dev libncurses-dev libfuse3-dev
+	libkeyutils-dev autoconf automake libtool xz-utils
+)
+python_packages=(meson==1.7.0 ninja==1.11.1.4 pyelftools==0.32 spdk==26.1)
+
+log_dir=$cache/log
+mkdir -p "$log_dir"
+
+say() { printf '==> %s\n' "$*" >&2; }
+die() {
+	printf 'setup: %s\n' "$*" >&2
+	exit 1
+}
+
+# run_step NAME LOG TOTAL COUNT CMD...: runs CMD with its output in LOG, and shows every few
+# seconds how far it is: COUNT is a shell expression that prints a number, TOTAL what it ends at.
+run_step() {
+	local name=$1 log=$log_dir/$2 total=$3 count=$4 pid started=$SECONDS shown done
+	shift 4
+	say "$name (log: $log)"
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	# shellcheck disable=SC2064 # the pid of now is meant
+	trap "kill $pid 2>/dev/null" EXIT
+	shown=$SECONDS
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.5
+		if ((SECONDS - shown >= 10)); then
+			shown=$SECONDS
+			done=$(eval "$count" 2>/dev/null) || true
+			printf '    %s: %d of about %d, %d s\n' "$name" "${done:-0}" "$total" $((SECONDS - started)) >&2
+		fi
+	done
+	trap - EXIT
+	if ! wait "$pid"; then
+		tail -n 20 "$log" | sed 's/^/    | /' >&2
+		die "failed: $name. The whole log is $log"
+	fi
+}
+
+list_needs() {
+	cat >&2 <<-EOT
+		This set-up installs packages as root on Debian 12 or later only. Elsewhere, install the
+		equivalents of these Debian packages yourself:
+		    ${packages[*]}
+		then point SPDK_ROOT_DIR at a built SPDK tree and run the command again:
+		    ./configure --with-shared && make    # in the SPDK tree
+		    SPDK_ROOT_DIR=/path/to/spdk make test
+	EOT
+}
+
+missing_packages() {
+	local package
+	for package in "${packages[@]}"; do
+		dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || echo "$package"
+	done
+}
+
+install_packages() {
+	local missing
+	if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+		# Not Debian: trust the user if the tools that we call are there.
+		command -v pkg-config jq qemu-io shellcheck >/dev/null && return
+		list_needs
+		exit 1
+	fi
+	mapfile -t missing < <(missing_packages)
+	[ ${#missing[@]} -gt 0 ] || return 0
+	if [ "$(id -u)" -ne 0 ]; then
+		say "missing: ${missing[*]}"
+		list_needs
+		exit 1
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	run_step "apt-get update" apt-update.log 1 'echo 0' apt-get update
+	run_step "installing ${#missing[@]} packages" apt-install.log ${#missing[@]} \
+		'echo $((${#missing[@]} - $(missing_packages | wc -l)))' \
+		apt-get install -y --no-install-recommends "${missing[@]}"
+}
+
+install_python_packages() {
+	local venv=$cache/venv stamp
+	stamp=$venv/.complete
+	[ "$(cat "$stamp" 2>/dev/null)" = "${python_packages[*]}" ] && return
+	rm -rf "$venv"
+	run_step "making a Python environment" venv.log 1 'echo 0' python3 -m venv "$venv"
+	run_step "installing ${python_packages[*]}" pip.log ${#python_packages[@]} \
+		'grep -c ^Collecting "$log"' "$venv/bin/pip" install "${python_packages[@]}"
+	echo "${python_packages[*]}" >"$stamp"
+}
+
+# The mirror that this system's own apt uses for Debian.
+debian_mirror() {
+	apt-get indextargets --format '$(SITE) $(ORIGIN) $(COMPONENT)' 'Created-By: Packages' |
+		awk '$2 == "Debian" && $3 == "main" { print $1; exit }'
+}
+
+# Debian's source package ceph carries a whole SPDK with the submodules that it needs. A source
+# list, lists and cache of our own leave the user's apt set-up as it is.
+fetch_tarball() {
+	local apt=$1 mirror
+	mirror=$(debian_mirror)
+	[ -n "$mirror" ] || die "apt's configuration names no Debian mirror: run 'apt-get update' and try again"
+	mkdir -p "$apt/sources" "$apt/lists/partial" "$apt/cache/archives/partial"
+	cat >"$apt/sources/spdk.sources" <<-EOT
+		Types: deb-src
+		URIs: $mirror
+		Suites: sid
+		Components: main
+		Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+	EOT
+	local private=(
+		-o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$apt/sources"
+		-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root
+	)
+	cd "$apt"
+	apt-get "${private[@]}" update
+	apt-get "${private[@]}" source --download-only --tar-only ceph
+}
+
+unpack_spdk() {
+	local tarball=$1 tree=$2
+	mkdir -p "$tree"
+	tar -xf "$tarball" -C "$tree" --wildcards --strip-components=5 '*/src/nvmeof/gateway/spdk/*'
+	[ -x "$tree/configure" ] || {
+		echo "$tarball has no SPDK at src/nvmeof/gateway/spdk" >&2
+		return 1
+	}
+	# Two corrections without which it doesn't link as shared libraries.
+	if ! grep -q spdk_notify_type_register_once "$tree/lib/notify/spdk_notify.map"; then
+		sed -i 's/^\tspdk_notify_type_register;/&\n\tspdk_notify_type_register_once;/' \
+			"$tree/lib/notify/spdk_notify.map"
+	fi
+	if ! grep -q 'REGISTER_COMPONENT(reservation)' "$tree/lib/nvmf/subsystem_rbd_resrv.c"; then
+		echo 'SPDK_LOG_REGISTER_COMPONENT(reservation)' >>"$tree/lib/nvmf/subsystem_rbd_resrv.c"
+	fi
+}
+
+configure_spdk() {
+	cd "$1" && shift
+	./configure --disable-tests --disable-unit-tests --disable-examples \
+		--without-vhost --without-virtio --without-nvme-cuse "$@"
+}
+
+spdk_version() {
+	awk '$2 == "SPDK_VERSION_MAJOR" { major = $3 }
+	     $2 == "SPDK_VERSION_MINOR" { printf "%d.%02d\n", major, $3; exit }' "$1/include/spdk/version.h"
+}
+
+# build_spdk TREE CONFIGURE-OPTION...: leaves a built tree at TREE. The stamp is the last thing
+# written; a tree without it was interrupted, and starts anew.
+build_spdk() {
+	local tree=$1 apt=$cache/apt tarball
+	shift
+	[ ! -e "$tree/.complete" ] || return 0
+	exec 9>"$cache/lock"
+	if ! flock -n 9; then
+		say "another set-up is building SPDK in $cache: waiting for it"
+		flock 9
+		[ ! -e "$tree/.complete" ] || return 0
+	fi
+	rm -rf "$tree"
+	if ! compgen -G "$apt/ceph_*.orig.tar.*" >/dev/null; then
+		rm -rf "$apt"
+		mkdir -p "$apt"
+		run_step "downloading SPDK (in Debian's source package ceph, MiB)" download.log 245 \
+			"du -sm '$apt' | cut -f1" fetch_tarball "$apt"
+	fi
+	tarball=$(compgen -G "$apt/ceph_*.orig.tar.*" | grep -v '\.asc$')
+	run_step "unpacking SPDK (files)" unpack.log 14000 "find '$tree' -type f | wc -l" unpack_spdk "$tarball" "$tree"
+	run_step "configuring SPDK" configure.log 1 'echo 0' configure_spdk "$tree" "$@"
+	run_step "building SPDK (object files)" build.log 1250 "find '$tree' -name '*.o' | wc -l" \
+		make -C "$tree" -j "$(($(nproc) + 1))"
+	touch "$tree/.complete"
+	rm -rf "$apt"
+	exec 9>&-
+}
+
+command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then run this again"
+install_packages
+install_python_packages
+if [ -n "$given_root" ]; then
+	[ -x "$given_root/build/bin/spdk_tgt" ] ||
+		die "SPDK_ROOT_DIR=$given_root is no built SPDK tree: it has no build/bin/spdk_tgt. Run ./configure --with-shared && make there, or unset SPDK_ROOT_DIR to have one built"
+else
+	build_spdk "$SPDK_ROOT_DIR" --with-shared
+fi
+say "SPDK $(spdk_version "$SPDK_ROOT_DIR") at $SPDK_ROOT_DIR"

@@ -1,0 +1,107 @@
+//! Makes the bindings from the SPDK tree that `SPDK_ROOT_DIR` names.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::exit;
+
+const FUNCTIONS: &[&str] = &[
+    "spdk_(bs|blob)_.*",
+    "spdk_bdev_(open_ext|close|desc_get_bdev|get_name|quiesce_range|unquiesce_range)",
+    "spdk_env_(opts_init|init|fini)",
+    "spdk_(zmalloc|free|dma_zmalloc|dma_free)",
+    "spdk_json_(decode_object|decode_string)",
+    "spdk_json_parse",
+    "spdk_jsonrpc_send_(bool|error)_response",
+    "spdk_rpc_(register_method|get_method_state_mask)",
+    "spdk_log.*",
+    "spdk_subsystem_(init|fini)_next",
+    "spdk_thread_(lib_init|lib_fini|create|destroy|exit|is_exited|poll|send_msg)",
+    "spdk_[gs]et_thread",
+    "spdk_spin_(un)?lock",
+    "spdk_bit_array_clear",
+    "spdk_io_device_(un)?register",
+    "spdk_(get|put)_io_channel",
+];
+const TYPES: &[&str] = &[
+    "spdk_blob",
+    "spdk_blob_bs_dev",
+    "spdk_blob_list",
+    "spdk_blob_store",
+    "spdk_bs_dev.*",
+    "spdk_lvol",
+    "spdk_lvol_store",
+    "spdk_xattr",
+    "spdk_json_.*",
+    "spdk_log_(flag|level)",
+];
+const CONSTANTS: &[&str] = &[
+    "BLOB_SNAPSHOT",
+    "SPDK_BLOB_(EXTERNAL_SNAPSHOT|INTERNAL_XATTR|THIN_PROV|READ_ONLY)",
+    "SPDK_JSONRPC_ERROR_.*",
+    "SPDK_RPC_RUNTIME",
+    "SPDK_VERSION_.*",
+];
+
+fn fail(reason: &str) -> ! {
+    eprintln!(
+        "{reason}. Set SPDK_ROOT_DIR to an SPDK source tree in which ./configure and make have run, \
+         or run `make`, which gets and builds one."
+    );
+    exit(1);
+}
+
+fn spdk_root() -> PathBuf {
+    println!("cargo::rerun-if-env-changed=SPDK_ROOT_DIR");
+    let Some(root) = env::var_os("SPDK_ROOT_DIR").filter(|root| !root.is_empty()) else {
+        fail("SPDK_ROOT_DIR is not set");
+    };
+    let Ok(root) = Path::new(&root).canonicalize() else {
+        fail(&format!("SPDK_ROOT_DIR={} does not exist", root.display()));
+    };
+    if !root.join("lib/blob/blobstore.h").exists() {
+        fail(&format!("{} is not an SPDK source tree", root.display()));
+    }
+    if !root.join("build/lib/pkgconfig/spdk_blob.pc").exists() {
+        fail(&format!("the SPDK tree {} is not built", root.display()));
+    }
+    root
+}
+
+fn main() {
+    let root = spdk_root();
+    println!("cargo::rerun-if-changed=wrapper.h");
+    println!("cargo::rerun-if-changed={}", root.join("lib/blob/blobstore.h").display());
+    println!("cargo::rerun-if-changed={}", root.join("build/lib/pkgconfig/spdk_blob.pc").display());
+    // Handed to build.rs of the crates that depend on this one, as DEP_SPDK_ROOT.
+    println!("cargo::metadata=root={}", root.display());
+
+    let mut builder = bindgen::Builder::default()
+        .header("wrapper.h")
+        .clang_args(
+            ["include", "lib/blob", "module/bdev/lvol"]
+                .map(|dir| format!("-I{}", root.join(dir).display())),
+        )
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .prepend_enum_name(false)
+        .derive_default(true)
+        .generate_comments(false)
+        // Holds unions of packed and aligned structs, which Rust can't lay out; nobody looks inside.
+        .opaque_type("spdk_bdev_io")
+        .opaque_type("spdk_nvme_.*");
+    for name in FUNCTIONS {
+        builder = builder.allowlist_function(name);
+    }
+    for name in TYPES {
+        builder = builder.allowlist_type(name);
+    }
+    for name in CONSTANTS {
+        builder = builder.allowlist_var(name);
+    }
+    let bindings = builder
+        .generate()
+        .unwrap_or_else(|error| fail(&format!("bindgen could not read SPDK's headers: {error}")));
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("bindings.rs");
+    if let Err(error) = bindings.write_to_file(&out) {
+        fail(&format!("could not write {}: {error}", out.display()));
+    }
+}

@@ -1,0 +1,107 @@
+//! The operation: a lvol is parted from its parent snapshot by rewriting its metadata.
+
+use std::ffi::CStr;
+
+use crate::blob::{BlobId, Blobstore, Parent};
+use crate::error::{Error, Result};
+use crate::family::{Family, resume};
+use crate::lineage::{ZeroesDev, forget_parent};
+use crate::lvol::Lvol;
+use crate::metadata::{WriteError, erase_parent};
+
+/// Detaches the lvol with this UUID or alias from its parent snapshot.
+///
+/// After `Ok` the lvol has no parent, on the device and in memory, and the former parent may be
+/// deleted. After an error nothing has changed.
+pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
+    let outcome = async {
+        let lvol = Lvol::open(name)?;
+        // SAFETY: `detach` keeps the lvol open as long as it uses the blobstore.
+        let bs = unsafe { lvol.blobstore()? };
+        let id = lvol.blob_id();
+        detach(bs, id, Some(lvol), zeroes).await
+    }
+    .await;
+    match outcome {
+        Ok(Detached { lvol, parent }) => {
+            tracing::info!("{lvol} is detached from its parent {parent}");
+            Ok(())
+        }
+        Err(error) => {
+            tracing::error!("{} is not detached: {error}", name.to_string_lossy());
+            Err(error)
+        }
+    }
+}
+
+/// What was parted from what.
+#[derive(Debug)]
+pub struct Detached {
+    /// The name of the lvol.
+    pub lvol: String,
+    /// The name of its former parent.
+    pub parent: String,
+}
+
+/// Detaches the blob `id`, which is that of `lvol`, or of none in a blobstore without lvols.
+pub async fn detach(
+    bs: Blobstore,
+    id: BlobId,
+    lvol: Option<Lvol>,
+    zeroes: ZeroesDev,
+) -> Result<Detached> {
+    let (family, locks) = Family::lock(bs, id, lvol).await?;
+    let blob = family.root();
+    let name = family.name();
+    let parent = match blob.parent() {
+        Parent::Snapshot(id) => bs.open(id).await?,
+        Parent::None => return Err(Error::new(libc::EINVAL, format!("{name} has no parent"))),
+        Parent::External => {
+            let what = format!("the parent of {name} is an external snapshot");
+            return Err(Error::new(libc::EINVAL, what));
+        }
+    };
+    let parent_name = family.name_of(&parent);
+
+    let quiesced = family.quiesce().await?;
+    let written = erase_parent(blob).await;
+    if written.is_ok() {
+        // SAFETY: all I/O that could read through the old backing device enters by a bdev of the
+        // family, which is quiesced, or is a copy by one of the operations that `locks` keep off.
+        // A blob that has a parent is a thin clone.
+        unsafe { forget_parent(bs, blob, zeroes) };
+    }
+    // The locks go first: while one is held, an unmap doesn't give clusters back.
+    drop(locks);
+    resume(quiesced).await;
+    // This reference is younger than the one that the lvol had, so that one is gone as well then:
+    // a delete that follows the reply finds the parent unused.
+    let closed = parent.close().await;
+
+    written.map_err(|error| write_error(error, &name, &parent_name))?;
+    if let Err(error) = closed {
+        tracing::error!("{name} is detached from its parent {parent_name}, but: {error}");
+    }
+    Ok(Detached { lvol: name, parent: parent_name })
+}
+
+fn write_error(error: WriteError, name: &str, parent: &str) -> Error {
+    match error {
+        WriteError::NoParent => {
+            Error::new(libc::EINVAL, format!("the metadata of {name} names no parent"))
+        }
+        WriteError::PutBack(errno) => Error::new(
+            errno,
+            format!("the metadata write of {name} failed; it still has its parent {parent}"),
+        ),
+        WriteError::Unknown(errno) => Error::new(
+            errno,
+            format!(
+                "the metadata write of {name} failed, and so did writing the old metadata again: \
+                 it still has its parent {parent}, but may come up without it if the target \
+                 restarts before its metadata is written. Mend the base bdev, then detach {name} \
+                 again, or rename it to write its metadata as it is"
+            ),
+        ),
+    }
+}

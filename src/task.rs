@@ -1,0 +1,89 @@
+//! Futures on an SPDK thread: SPDK's callbacks become values that can be awaited.
+//!
+//! A task runs inside the callback that wakes it, as SPDK's own operations do: there is no queue
+//! and no other thread.
+
+use std::os::raw::{c_int, c_void};
+
+use async_task::Runnable;
+use futures_channel::oneshot;
+
+/// Runs `future` on the current SPDK thread until it waits for the first time; each callback that
+/// it waits for runs it on.
+///
+/// # Safety
+///
+/// Every callback that `future` waits for must be called on the SPDK thread that calls `spawn`.
+pub unsafe fn spawn(future: impl Future<Output = ()> + 'static) {
+    // SAFETY: the future and its wakers stay on this SPDK thread, which the caller vouches for: a
+    // waker is only held by the senders in `Callback`, which fire in those callbacks. SPDK runs a
+    // thread on one core at a time and orders what it does on the next after what it did before.
+    let (runnable, task) = unsafe {
+        async_task::spawn_unchecked(future, |runnable: Runnable| {
+            runnable.run();
+        })
+    };
+    task.detach();
+    runnable.run();
+}
+
+/// What a C callback is given as its context, to be called once with a `T`.
+///
+/// # Invariants
+///
+/// `0` is a `Box<oneshot::Sender<T>>` that was turned into a pointer, and nobody else has it.
+pub struct Callback<T>(*mut oneshot::Sender<T>);
+
+impl<T> Callback<T> {
+    /// A context for one call of a C callback, and the future that the call completes.
+    pub fn new() -> (Callback<T>, impl Future<Output = Option<T>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Callback(Box::into_raw(Box::new(sender))), async move { receiver.await.ok() })
+    }
+
+    /// The context pointer for C. It must come back in exactly one `complete` or `forget`.
+    pub fn into_ctx(self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    /// Completes the future.
+    ///
+    /// # Safety
+    ///
+    /// `ctx` is from `into_ctx` of a `Callback<T>` with the same `T`, and comes back for the
+    /// first time.
+    pub unsafe fn complete(ctx: *mut c_void, value: T) {
+        // SAFETY: by the invariant and the caller's word this is the only owner of the box.
+        let sender = unsafe { Box::from_raw(ctx.cast::<oneshot::Sender<T>>()) };
+        // Nobody waits if the future was dropped, which is its owner's choice.
+        let _ = sender.send(value);
+    }
+
+    /// Takes the context back from a C function that failed and won't call.
+    ///
+    /// # Safety
+    ///
+    /// As for `complete`.
+    pub unsafe fn forget(ctx: *mut c_void) {
+        // SAFETY: as in `complete`.
+        drop(unsafe { Box::from_raw(ctx.cast::<oneshot::Sender<T>>()) });
+    }
+}
+
+/// A C callback that reports a status: `spdk_blob_op_complete`, `spdk_bs_op_complete`,
+/// `spdk_bdev_quiesce_cb`.
+///
+/// # Safety
+///
+/// `ctx` is from `Callback::<c_int>::into_ctx`.
+pub unsafe extern "C" fn status_callback(ctx: *mut c_void, status: c_int) {
+    // SAFETY: what the caller vouches for.
+    unsafe { Callback::complete(ctx, status) }
+}
+
+/// Calls a C function that reports its status through [`status_callback`], and waits for it.
+pub async fn status(start: impl FnOnce(*mut c_void)) -> c_int {
+    let (callback, done) = Callback::<c_int>::new();
+    start(callback.into_ctx());
+    done.await.unwrap_or(-libc::ECANCELED)
+}
