@@ -30,7 +30,9 @@ fn link_tests_with_spdk(root: &std::path::Path) {
     let pkgconfig = root.join("build/lib/pkgconfig");
     // SAFETY: a build script has one thread at this point.
     unsafe { env::set_var("PKG_CONFIG_PATH", &pkgconfig) };
-    for package in ["spdk_event", "spdk_lvol", "spdk_env_dpdk"] {
+    // All of them, so that what one needs of another is there already when it is loaded.
+    println!("cargo::rustc-link-arg-tests=-Wl,--no-as-needed");
+    for package in ["spdk_event", "spdk_bdev", "spdk_lvol", "spdk_env_dpdk", "spdk_syslibs"] {
         let library = pkg_config::Config::new()
             .cargo_metadata(false)
             .env_metadata(false)
@@ -47,6 +49,8 @@ fn link_tests_with_spdk(root: &std::path::Path) {
             println!("cargo::rustc-link-arg-tests=-l{name}");
         }
     }
+    // SPDK's libraries leave it to the program to link some of what they need, OpenSSL for one.
+    println!("cargo::rustc-link-arg-tests=-Wl,--allow-shlib-undefined");
     let dpdk = root.join("dpdk/build/lib");
     println!("cargo::rustc-link-arg-tests=-Wl,-rpath,{0},-rpath-link,{0}", dpdk.display());
 }

@@ -18,7 +18,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_thread_(lib_init|lib_fini|create|destroy|exit|is_exited|poll|send_msg)",
     "spdk_[gs]et_thread",
     "spdk_spin_(un)?lock",
-    "spdk_bit_array_clear",
+    "spdk_bit_array_(clear|count_set)",
     "spdk_io_device_(un)?register",
     "spdk_(get|put)_io_channel",
 ];

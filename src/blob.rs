@@ -88,9 +88,9 @@ unsafe extern "C" fn opened_callback(ctx: *mut c_void, blob: *mut sys::spdk_blob
 pub struct OpenBlob(NonNull<sys::spdk_blob>);
 
 impl OpenBlob {
-    /// For the modules that know the blob's fields. Never make a reference to the whole struct:
+    /// For those who know the blob's fields. Never make a reference to the whole struct:
     /// I/O on other threads reads it too.
-    pub(crate) fn as_ptr(&self) -> *mut sys::spdk_blob {
+    pub fn as_ptr(&self) -> *mut sys::spdk_blob {
         self.0.as_ptr()
     }
 

@@ -34,6 +34,12 @@ impl ZeroesDev {
         // SAFETY: the blob is in memory (invariant of `OpenBlob`).
         NonNull::new(unsafe { (*blob.as_ptr()).back_bs_dev }).map(ZeroesDev)
     }
+
+    /// Whether it is what backs the blob.
+    pub fn is_behind(self, blob: &OpenBlob) -> bool {
+        // SAFETY: the blob is in memory (invariant of `OpenBlob`).
+        unsafe { (*blob.as_ptr()).back_bs_dev == self.0.as_ptr() }
+    }
 }
 
 /// The elements of a `TAILQ`.
@@ -104,17 +110,17 @@ pub unsafe fn forget_parent(bs: Blobstore, blob: &OpenBlob, zeroes: ZeroesDev) {
     // parent's blob; no I/O uses it, as the caller says.
     unsafe {
         let parent_id = (*raw).parent_id;
-        if let Some(entry) = snapshots(bs).find(|&entry| (*entry).id == parent_id) {
-            if let Some(clone) = clones(entry).find(|&clone| (*clone).id == (*raw).id) {
-                let (next, prev) = ((*clone).link.tqe_next, (*clone).link.tqe_prev);
-                match NonNull::new(next) {
-                    Some(next) => (*next.as_ptr()).link.tqe_prev = prev,
-                    None => (*entry).clones.tqh_last = prev,
-                }
-                *prev = next;
-                libc::free(clone.cast());
-                (*entry).clone_count -= 1;
+        if let Some(entry) = snapshots(bs).find(|&entry| (*entry).id == parent_id)
+            && let Some(clone) = clones(entry).find(|&clone| (*clone).id == (*raw).id)
+        {
+            let (next, prev) = ((*clone).link.tqe_next, (*clone).link.tqe_prev);
+            match NonNull::new(next) {
+                Some(next) => (*next.as_ptr()).link.tqe_prev = prev,
+                None => (*entry).clones.tqh_last = prev,
             }
+            *prev = next;
+            libc::free(clone.cast());
+            (*entry).clone_count -= 1;
         }
         (*raw).parent_id = sys::SPDK_BLOBID_INVALID;
         let old = (*raw).back_bs_dev;

@@ -150,10 +150,10 @@ unsafe fn write_bytes(dev: *mut sys::spdk_bs_dev, lba: u64, bytes: &[u8]) -> c_i
         return -libc::EIO;
     };
     let status = this.hook.as_mut().map_or(0, |hook| hook(range.start as u64, bytes));
-    if status == 0 {
-        if let Some(target) = this.image.borrow_mut().get_mut(range) {
-            target.copy_from_slice(bytes);
-        }
+    if status == 0
+        && let Some(target) = this.image.borrow_mut().get_mut(range)
+    {
+        target.copy_from_slice(bytes);
     }
     status
 }

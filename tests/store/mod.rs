@@ -1,0 +1,489 @@
+//! SPDK's own blobstore on a device in memory, without a target: what the tests of durability
+//! play on. Nothing of it is simulated but the device.
+
+#![allow(dead_code, reason = "each test crate uses its part")]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::os::raw::c_void;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+use std::sync::Once;
+
+use spdk_lvol_detach::blob::{BlobId, Blobstore, OpenBlob};
+use spdk_lvol_detach::detach::{Detached, detach};
+use spdk_lvol_detach::error::{Error, Result, check};
+use spdk_lvol_detach::lineage::ZeroesDev;
+use spdk_lvol_detach::memory_dev::{self, Image, WriteHook};
+use spdk_lvol_detach::task::{self, Callback, status, status_callback};
+use spdk_lvol_detach::{log, scratch};
+use spdk_sys as sys;
+
+/// Bytes of a cluster.
+pub const CLUSTER_LEN: usize = 16 * 1024;
+/// Bytes of an io unit, the smallest I/O.
+pub const IO_UNIT_LEN: usize = memory_dev::BLOCK_LEN;
+
+/// Runs a test on an SPDK thread of its own. Tests may run side by side.
+pub fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
+    static ENV: Once = Once::new();
+    // SAFETY: the options are initialized, and the name outlives the call.
+    ENV.call_once(|| unsafe {
+        let mut opts =
+            sys::spdk_env_opts { opts_size: size_of::<sys::spdk_env_opts>(), ..Default::default() };
+        sys::spdk_env_opts_init(&mut opts);
+        opts.name = c"lvol_detach_test".as_ptr();
+        opts.core_mask = c"0x1".as_ptr();
+        opts.no_pci = true;
+        opts.no_huge = true;
+        opts.mem_size = 512;
+        opts.shm_id = -1;
+        assert_eq!(sys::spdk_env_init(&opts), 0, "SPDK's environment did not start");
+        assert_eq!(sys::spdk_thread_lib_init(None, 0), 0, "SPDK's threads did not start");
+        sys::spdk_log_set_print_level(sys::SPDK_LOG_DISABLED);
+    });
+    // SAFETY: the thread is polled by this OS thread alone, and gone when this returns.
+    unsafe {
+        let thread = sys::spdk_thread_create(c"test".as_ptr(), ptr::null());
+        assert!(!thread.is_null());
+        sys::spdk_set_thread(thread);
+        log::init();
+        let result = Rc::new(RefCell::new(None));
+        let slot = Rc::clone(&result);
+        task::spawn(async move {
+            let value = test.await;
+            *slot.borrow_mut() = Some(value);
+        });
+        while result.borrow().is_none() {
+            sys::spdk_thread_poll(thread, 0, 0);
+        }
+        sys::spdk_thread_exit(thread);
+        while !sys::spdk_thread_is_exited(thread) {
+            sys::spdk_thread_poll(thread, 0, 0);
+        }
+        sys::spdk_thread_destroy(thread);
+        sys::spdk_set_thread(ptr::null_mut());
+        result.take().expect("the test has ended")
+    }
+}
+
+/// An image of so many clusters.
+pub fn image(clusters: usize) -> Image {
+    Rc::new(RefCell::new(vec![0; clusters * CLUSTER_LEN]))
+}
+
+/// A loaded blobstore, and what the extension needs to detach in it.
+pub struct Store {
+    raw: *mut sys::spdk_blob_store,
+    bs: Blobstore,
+    zeroes: ZeroesDev,
+    channel: NonNull<sys::spdk_io_channel>,
+}
+
+unsafe extern "C" fn store_callback(ctx: *mut c_void, bs: *mut sys::spdk_blob_store, rc: c_int) {
+    // SAFETY: SPDK gives the context back, once.
+    unsafe { Callback::complete(ctx, (bs, rc)) }
+}
+
+unsafe extern "C" fn id_callback(ctx: *mut c_void, id: BlobId, rc: c_int) {
+    // SAFETY: SPDK gives the context back, once.
+    unsafe { Callback::complete(ctx, (id, rc)) }
+}
+
+impl Store {
+    /// Makes a blobstore on an empty image.
+    pub async fn create(image: &Image, hook: Option<WriteHook>) -> Result<Store> {
+        Store::start(image, hook, true).await
+    }
+
+    /// Loads the blobstore that an image has.
+    pub async fn load(image: &Image, hook: Option<WriteHook>) -> Result<Store> {
+        Store::start(image, hook, false).await
+    }
+
+    async fn start(image: &Image, hook: Option<WriteHook>, create: bool) -> Result<Store> {
+        let zeroes = scratch::zeroes_dev().await?;
+        let dev = memory_dev::create(Rc::clone(image), hook);
+        let mut opts = sys::spdk_bs_opts::default();
+        let (callback, done) = Callback::<(*mut sys::spdk_blob_store, c_int)>::new();
+        // SAFETY: the device belongs to SPDK from here on; the options are copied.
+        unsafe {
+            sys::spdk_bs_opts_init(&mut opts, size_of::<sys::spdk_bs_opts>());
+            opts.cluster_sz = CLUSTER_LEN as u32;
+            let ctx = callback.into_ctx();
+            if create {
+                sys::spdk_bs_init(dev, &mut opts, Some(store_callback), ctx);
+            } else {
+                sys::spdk_bs_load(dev, &mut opts, Some(store_callback), ctx);
+            }
+        }
+        let (raw, rc) = done.await.expect("SPDK calls back");
+        check(rc, || "could not start the blobstore".to_owned())?;
+        // SAFETY: the blobstore is loaded, by this thread, until `unload` consumes the store.
+        unsafe {
+            let bs = Blobstore::new(raw)?;
+            let channel = NonNull::new(sys::spdk_bs_alloc_io_channel(raw)).expect("a channel");
+            Ok(Store { raw, bs, zeroes, channel })
+        }
+    }
+
+    /// Unloads it cleanly. Everything must be closed.
+    pub async fn unload(self) -> Result<()> {
+        // SAFETY: the store is loaded, and consumed.
+        let rc = status(|ctx| unsafe {
+            sys::spdk_bs_free_io_channel(self.channel.as_ptr());
+            sys::spdk_bs_unload(self.raw, Some(status_callback), ctx);
+        })
+        .await;
+        check(rc, || "unload".to_owned())
+    }
+
+    /// A blob of so many clusters.
+    pub async fn create_blob(&self, clusters: u64, thin: bool) -> Result<BlobId> {
+        let mut opts = sys::spdk_blob_opts::default();
+        // SAFETY: the options are initialized.
+        unsafe { sys::spdk_blob_opts_init(&mut opts, size_of::<sys::spdk_blob_opts>()) };
+        opts.thin_provision = thin;
+        opts.num_clusters = clusters;
+        // As the lvol library does.
+        opts.use_extent_table = true;
+        self.id("create", |ctx| {
+            // SAFETY: the store is loaded; the options are copied.
+            unsafe { sys::spdk_bs_create_blob_ext(self.raw, &opts, Some(id_callback), ctx) }
+        })
+        .await
+    }
+
+    pub async fn snapshot(&self, id: BlobId) -> Result<BlobId> {
+        // SAFETY: the store is loaded.
+        self.id("snapshot", |ctx| unsafe {
+            sys::spdk_bs_create_snapshot(self.raw, id, ptr::null(), Some(id_callback), ctx);
+        })
+        .await
+    }
+
+    pub async fn clone_of(&self, id: BlobId) -> Result<BlobId> {
+        // SAFETY: the store is loaded.
+        self.id("clone", |ctx| unsafe {
+            sys::spdk_bs_create_clone(self.raw, id, ptr::null(), Some(id_callback), ctx);
+        })
+        .await
+    }
+
+    pub async fn delete(&self, id: BlobId) -> Result<()> {
+        // SAFETY: the store is loaded.
+        let rc = status(|ctx| unsafe {
+            sys::spdk_bs_delete_blob(self.raw, id, Some(status_callback), ctx);
+        })
+        .await;
+        check(rc, || format!("delete {id:#x}"))
+    }
+
+    pub async fn inflate(&self, id: BlobId) -> Result<()> {
+        // SAFETY: the store is loaded, and the channel its own.
+        let rc = status(|ctx| unsafe {
+            let channel = self.channel.as_ptr();
+            sys::spdk_bs_inflate_blob(self.raw, channel, id, Some(status_callback), ctx);
+        })
+        .await;
+        check(rc, || format!("inflate {id:#x}"))
+    }
+
+    pub async fn decouple(&self, id: BlobId) -> Result<()> {
+        // SAFETY: the store is loaded, and the channel its own.
+        let rc = status(|ctx| unsafe {
+            let channel = self.channel.as_ptr();
+            sys::spdk_bs_blob_decouple_parent(self.raw, channel, id, Some(status_callback), ctx);
+        })
+        .await;
+        check(rc, || format!("decouple {id:#x}"))
+    }
+
+    pub async fn set_parent(&self, id: BlobId, snapshot: BlobId) -> Result<()> {
+        // SAFETY: the store is loaded.
+        let rc = status(|ctx| unsafe {
+            sys::spdk_bs_blob_set_parent(self.raw, id, snapshot, Some(status_callback), ctx);
+        })
+        .await;
+        check(rc, || format!("set parent of {id:#x}"))
+    }
+
+    /// Resizes a blob, and writes its metadata.
+    pub async fn resize(&self, blob: &OpenBlob, clusters: u64) -> Result<()> {
+        let raw = raw(blob);
+        // SAFETY: the blob is open.
+        let rc = status(|ctx| unsafe {
+            sys::spdk_blob_resize(raw, clusters, Some(status_callback), ctx);
+        })
+        .await;
+        check(rc, || "resize".to_owned())?;
+        self.sync(blob).await
+    }
+
+    /// Sets an xattr, and writes the metadata.
+    pub async fn set_xattr(
+        &self,
+        blob: &OpenBlob,
+        name: &std::ffi::CStr,
+        value: &[u8],
+    ) -> Result<()> {
+        // SAFETY: the blob is open, and the value copied.
+        let rc = unsafe {
+            sys::spdk_blob_set_xattr(
+                raw(blob),
+                name.as_ptr(),
+                value.as_ptr().cast(),
+                value.len() as u16,
+            )
+        };
+        check(rc, || "set an xattr".to_owned())?;
+        self.sync(blob).await
+    }
+
+    async fn sync(&self, blob: &OpenBlob) -> Result<()> {
+        let raw = raw(blob);
+        // SAFETY: the blob is open.
+        let rc =
+            status(|ctx| unsafe { sys::spdk_blob_sync_md(raw, Some(status_callback), ctx) }).await;
+        check(rc, || "sync".to_owned())
+    }
+
+    /// What this project is about.
+    pub async fn detach(&self, id: BlobId) -> Result<Detached> {
+        detach(self.bs, id, None, self.zeroes).await
+    }
+
+    pub async fn open(&self, id: BlobId) -> Result<OpenBlob> {
+        self.bs.open(id).await
+    }
+
+    /// Reads a whole cluster.
+    pub async fn read_cluster(&self, blob: &OpenBlob, cluster: u64) -> Result<Vec<u8>> {
+        let mut buffer = DmaBuffer::new();
+        let raw = raw(blob);
+        let (offset, length) = io_units(cluster);
+        // SAFETY: the blob is open, the channel its store's, and the buffer lives until the end.
+        let rc = status(|ctx| unsafe {
+            let (channel, payload) = (self.channel.as_ptr(), buffer.0.cast());
+            sys::spdk_blob_io_read(
+                raw,
+                channel,
+                payload,
+                offset,
+                length,
+                Some(status_callback),
+                ctx,
+            );
+        })
+        .await;
+        check(rc, || "read".to_owned())?;
+        Ok(buffer.bytes().to_vec())
+    }
+
+    /// Fills a whole cluster with one byte.
+    pub async fn write_cluster(&self, blob: &OpenBlob, cluster: u64, fill: u8) -> Result<()> {
+        let mut buffer = DmaBuffer::new();
+        buffer.bytes().fill(fill);
+        let raw = raw(blob);
+        let (offset, length) = io_units(cluster);
+        // SAFETY: the blob is open, the channel its store's, and the buffer lives until the end.
+        let rc = status(|ctx| unsafe {
+            let (channel, payload) = (self.channel.as_ptr(), buffer.0.cast());
+            sys::spdk_blob_io_write(
+                raw,
+                channel,
+                payload,
+                offset,
+                length,
+                Some(status_callback),
+                ctx,
+            );
+        })
+        .await;
+        check(rc, || "write".to_owned())
+    }
+
+    /// Unmaps a whole cluster.
+    pub async fn unmap_cluster(&self, blob: &OpenBlob, cluster: u64) -> Result<()> {
+        let raw = raw(blob);
+        let (offset, length) = io_units(cluster);
+        // SAFETY: the blob is open, and the channel its store's.
+        let rc = status(|ctx| unsafe {
+            let channel = self.channel.as_ptr();
+            sys::spdk_blob_io_unmap(raw, channel, offset, length, Some(status_callback), ctx);
+        })
+        .await;
+        check(rc, || "unmap".to_owned())
+    }
+
+    /// The ids of all blobs.
+    pub async fn blob_ids(&self) -> Result<Vec<BlobId>> {
+        unsafe extern "C" fn next(ctx: *mut c_void, blob: *mut sys::spdk_blob, rc: c_int) {
+            // SAFETY: SPDK gives the context back, once.
+            unsafe { Callback::complete(ctx, (blob, rc)) }
+        }
+        let mut ids = Vec::new();
+        let (callback, done) = Callback::<(*mut sys::spdk_blob, c_int)>::new();
+        // SAFETY: the store is loaded.
+        unsafe { sys::spdk_bs_iter_first(self.raw, Some(next), callback.into_ctx()) };
+        let (mut blob, mut rc) = done.await.expect("SPDK calls back");
+        while rc == 0 {
+            let (callback, done) = Callback::<(*mut sys::spdk_blob, c_int)>::new();
+            // SAFETY: the iteration has opened the blob, and closes it with the next step.
+            unsafe {
+                ids.push(sys::spdk_blob_get_id(blob));
+                sys::spdk_bs_iter_next(self.raw, blob, Some(next), callback.into_ctx());
+            }
+            (blob, rc) = done.await.expect("SPDK calls back");
+        }
+        if rc == -libc::ENOENT { Ok(ids) } else { Err(Error::new(rc, "iterate")) }
+    }
+
+    /// How many clusters are free.
+    pub fn free_clusters(&self) -> u64 {
+        // SAFETY: the store is loaded.
+        unsafe { sys::spdk_bs_free_cluster_count(self.raw) }
+    }
+
+    /// How many clusters there are for data.
+    pub fn data_clusters(&self) -> u64 {
+        // SAFETY: the store is loaded.
+        unsafe { sys::spdk_bs_total_data_cluster_count(self.raw) }
+    }
+
+    /// How many metadata pages are in use.
+    pub fn used_md_pages(&self) -> u32 {
+        // SAFETY: the store is loaded.
+        unsafe { sys::spdk_bit_array_count_set((*self.raw).used_md_pages) }
+    }
+
+    /// Everything that the store says of a blob.
+    pub async fn describe(&self, id: BlobId) -> Result<Description> {
+        let blob = self.open(id).await?;
+        let raw = raw(&blob);
+        // SAFETY: the blob is open, and this thread owns its metadata.
+        let mut description = unsafe {
+            let clusters = (*raw).active.num_clusters as usize;
+            Description {
+                parent: (*raw).parent_id,
+                clones: clones(self.raw, id),
+                clusters: (0..clusters).map(|i| *(*raw).active.clusters.add(i)).collect(),
+                num_allocated_clusters: (*raw).active.num_allocated_clusters,
+                zeroes_backed: self.zeroes.is_behind(&blob),
+                locked: (*raw).locked_operation_in_progress,
+                references: (*raw).open_ref - 1,
+                flags: [(*raw).invalid_flags, (*raw).data_ro_flags, (*raw).md_ro_flags],
+                read_only: [(*raw).data_ro, (*raw).md_ro],
+                xattrs: xattrs((*raw).xattrs.tqh_first),
+                internal_xattrs: xattrs((*raw).xattrs_internal.tqh_first),
+                data: Vec::new(),
+            }
+        };
+        for cluster in 0..description.clusters.len() {
+            let bytes = self.read_cluster(&blob, cluster as u64).await?;
+            let first = bytes[0];
+            assert!(
+                bytes.iter().all(|&byte| byte == first),
+                "cluster {cluster} of {id:#x} is torn"
+            );
+            description.data.push(first);
+        }
+        blob.close().await?;
+        Ok(description)
+    }
+
+    async fn id(&self, what: &str, start: impl FnOnce(*mut c_void)) -> Result<BlobId> {
+        let (callback, done) = Callback::<(BlobId, c_int)>::new();
+        start(callback.into_ctx());
+        let (id, rc) = done.await.expect("SPDK calls back");
+        check(rc, || what.to_owned())?;
+        Ok(id)
+    }
+}
+
+/// What a store says of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    pub parent: BlobId,
+    pub clones: Vec<BlobId>,
+    /// The place of each cluster on the device, 0 where it owns none.
+    pub clusters: Vec<u64>,
+    pub num_allocated_clusters: u64,
+    /// Backed by SPDK's own zeroes device: an unmap gives clusters back.
+    pub zeroes_backed: bool,
+    pub locked: bool,
+    /// How often it was open before it was described.
+    pub references: u32,
+    pub flags: [u64; 3],
+    pub read_only: [bool; 2],
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+    pub internal_xattrs: BTreeMap<String, Vec<u8>>,
+    /// The byte that each cluster is full of, as it reads.
+    pub data: Vec<u8>,
+}
+
+fn raw(blob: &OpenBlob) -> *mut sys::spdk_blob {
+    blob.as_ptr()
+}
+
+fn io_units(cluster: u64) -> (u64, u64) {
+    let length = (CLUSTER_LEN / IO_UNIT_LEN) as u64;
+    (cluster * length, length)
+}
+
+fn clones(bs: *mut sys::spdk_blob_store, id: BlobId) -> Vec<BlobId> {
+    let mut count = 0;
+    // SAFETY: the store is loaded; the second call has room for as many as the first one counted.
+    unsafe {
+        sys::spdk_blob_get_clones(bs, id, ptr::null_mut(), &mut count);
+        let mut ids = vec![0; count];
+        if count > 0 {
+            assert_eq!(sys::spdk_blob_get_clones(bs, id, ids.as_mut_ptr(), &mut count), 0);
+        }
+        ids.sort_unstable();
+        ids
+    }
+}
+
+/// # Safety
+///
+/// `xattr` is null or an element of a blob's list.
+unsafe fn xattrs(mut xattr: *mut sys::spdk_xattr) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    // SAFETY: as the caller says.
+    unsafe {
+        while !xattr.is_null() {
+            let name = std::ffi::CStr::from_ptr((*xattr).name).to_string_lossy().into_owned();
+            let value =
+                std::slice::from_raw_parts((*xattr).value.cast::<u8>(), (*xattr).value_len.into());
+            all.insert(name, value.to_vec());
+            xattr = (*xattr).link.tqe_next;
+        }
+    }
+    all
+}
+
+/// A cluster's worth of memory that SPDK can do I/O on.
+struct DmaBuffer(*mut u8);
+
+impl DmaBuffer {
+    fn new() -> DmaBuffer {
+        // SAFETY: SPDK's environment runs.
+        let memory = unsafe { sys::spdk_dma_zmalloc(CLUSTER_LEN, 4096, ptr::null_mut()) };
+        assert!(!memory.is_null(), "no memory for I/O");
+        DmaBuffer(memory.cast())
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the memory has this length, and belongs to the value.
+        unsafe { std::slice::from_raw_parts_mut(self.0, CLUSTER_LEN) }
+    }
+}
+
+impl Drop for DmaBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the memory belongs to the value.
+        unsafe { sys::spdk_dma_free(self.0.cast()) };
+    }
+}
