@@ -95,7 +95,7 @@ unsafe extern "C" fn handle(
 /// # Safety
 ///
 /// `params` is null or parsed JSON.
-unsafe fn decode_name(params: *const sys::spdk_json_val) -> Option<CString> {
+pub unsafe fn decode_name(params: *const sys::spdk_json_val) -> Option<CString> {
     if params.is_null() {
         return None;
     }
