@@ -1,56 +1,78 @@
-//! Compiles the C shim, and tells the tests how to link SPDK.
+//! Compiles the C shim, and links the target with the extension inside, and the tests, with SPDK.
 //!
-//! The extension itself links nothing of SPDK: it is loaded into a target that has it.
+//! The library that is preloaded links nothing of SPDK: it finds it in the target.
 
 use std::env;
-use std::path::PathBuf;
-use std::process::exit;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
 
 fn main() {
     let root = PathBuf::from(env::var_os("DEP_SPDK_ROOT").unwrap_or_default());
-    println!("cargo::rerun-if-changed=c_shim/shim.c");
-    cc::Build::new()
-        .file("c_shim/shim.c")
-        .include(root.join("include"))
-        .flag("-std=gnu11")
-        .warnings_into_errors(true)
-        .cargo_metadata(false)
-        .compile("lvol_detach_shim");
-    // Nothing refers to the constructors, so the linker has to be told to keep them.
-    println!(
-        "cargo::rustc-link-search=native={}",
-        PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).display()
-    );
-    println!("cargo::rustc-link-lib=static:+whole-archive=lvol_detach_shim");
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
 
-    link_tests_with_spdk(&root);
+    compile(&root, Path::new("c_shim/shim.c"), "lvol_detach_shim");
+    println!("cargo::rustc-link-search=native={}", out.display());
+    // Nothing refers to the constructors, so the linker has to be told to keep them.
+    println!("cargo::rustc-link-lib=static:+whole-archive=lvol_detach_shim");
+    // A function that a target lacks must not keep it from starting, if nobody calls it.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,lazy");
+
+    compile(&root, &root.join("app/spdk_tgt/spdk_tgt.c"), "spdk_tgt_main");
+    println!("cargo::rustc-link-arg-bin=spdk_tgt={}", out.join("libspdk_tgt_main.a").display());
+    for argument in spdk_tgt_link_arguments(&root) {
+        println!("cargo::rustc-link-arg-bin=spdk_tgt={argument}");
+        println!("cargo::rustc-link-arg-tests={argument}");
+    }
 }
 
-fn link_tests_with_spdk(root: &std::path::Path) {
-    let pkgconfig = root.join("build/lib/pkgconfig");
-    // SAFETY: a build script has one thread at this point.
-    unsafe { env::set_var("PKG_CONFIG_PATH", &pkgconfig) };
-    // All of them, so that what one needs of another is there already when it is loaded.
-    println!("cargo::rustc-link-arg-tests=-Wl,--no-as-needed");
-    for package in ["spdk_event", "spdk_bdev", "spdk_lvol", "spdk_env_dpdk", "spdk_syslibs"] {
-        let library = pkg_config::Config::new()
-            .cargo_metadata(false)
-            .env_metadata(false)
-            .probe(package)
-            .unwrap_or_else(|error| {
-                eprintln!("{error}");
-                exit(1)
-            });
-        for path in &library.link_paths {
-            println!("cargo::rustc-link-arg-tests=-Wl,-rpath,{0}", path.display());
-            println!("cargo::rustc-link-arg-tests=-L{0}", path.display());
-        }
-        for name in &library.libs {
-            println!("cargo::rustc-link-arg-tests=-l{name}");
-        }
+fn compile(root: &Path, file: &Path, name: &str) {
+    println!("cargo::rerun-if-changed={}", file.display());
+    cc::Build::new()
+        .file(file)
+        .include(root.join("include"))
+        .flag("-std=gnu11")
+        .warnings(false)
+        .cargo_metadata(false)
+        .compile(name);
+}
+
+/// What the tree's own `spdk_tgt` is linked with if it is linked statically: every subsystem and
+/// module that the tree was built with. Its Makefile is asked, as nobody else knows.
+fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
+    println!("cargo::rerun-if-changed={}", root.join("mk/config.mk").display());
+    let output = Command::new("make")
+        .args(["--dry-run", "--always-make", "--no-print-directory", "CONFIG_SHARED=n", "-C"])
+        .arg(root.join("app/spdk_tgt"))
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL")
+        .output();
+    let commands = match &output {
+        Ok(output) => String::from_utf8_lossy(&output.stdout),
+        Err(error) => fail(&format!("could not run make: {error}")),
+    };
+    let arguments: Vec<String> = commands
+        .lines()
+        .find(|line| line.contains("-lspdk_event "))
+        .into_iter()
+        .flat_map(str::split_whitespace)
+        .skip_while(|argument| !argument.starts_with("-L"))
+        .map(|argument| match argument.strip_prefix("-lspdk_") {
+            // A shared library of that name, if there is one, would win.
+            Some(name) => format!("{}/build/lib/libspdk_{name}.a", root.display()),
+            None => argument.to_owned(),
+        })
+        .collect();
+    if arguments.is_empty() {
+        fail(&format!(
+            "could not find out what spdk_tgt is linked with: `make --dry-run` in {} printed no \
+             link command",
+            root.join("app/spdk_tgt").display()
+        ));
     }
-    // SPDK's libraries leave it to the program to link some of what they need, OpenSSL for one.
-    println!("cargo::rustc-link-arg-tests=-Wl,--allow-shlib-undefined");
-    let dpdk = root.join("dpdk/build/lib");
-    println!("cargo::rustc-link-arg-tests=-Wl,-rpath,{0},-rpath-link,{0}", dpdk.display());
+    arguments
+}
+
+fn fail(reason: &str) -> ! {
+    eprintln!("{reason}");
+    exit(1);
 }

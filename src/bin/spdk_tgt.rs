@@ -1,0 +1,6 @@
+//! SPDK's own target with the extension inside, for SPDK trees without shared libraries. Its `main`
+//! is the tree's `app/spdk_tgt/spdk_tgt.c`, which `build.rs` compiles and links.
+
+#![no_main]
+
+use spdk_lvol_detach as _;
