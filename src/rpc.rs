@@ -10,7 +10,8 @@ use spdk_sys as sys;
 use crate::detach::detach_lvol;
 use crate::error::Result;
 use crate::lineage::ZeroesDev;
-use crate::{subsystem, task};
+use crate::subsystem::OPERATIONS;
+use crate::task;
 
 const METHOD: &CStr = c"bdev_lvol_detach_parent";
 
@@ -78,14 +79,12 @@ unsafe extern "C" fn handle(
                     and nothing else is known";
         return request.fail(sys::SPDK_JSONRPC_ERROR_INVALID_PARAMS, what);
     };
-    let busy = subsystem::operation_starts();
     // SAFETY: RPCs are served by one SPDK thread; what the operation waits for calls back on the
     // thread that asked for it.
     unsafe {
         task::spawn(async move {
-            let outcome = detach_lvol(&name, zeroes).await;
-            request.reply(outcome);
-            drop(busy);
+            let _operation = OPERATIONS.acquire().await;
+            request.reply(detach_lvol(&name, zeroes).await);
         });
     }
 }

@@ -1,36 +1,17 @@
 //! The SPDK subsystem `lvol_detach`, which starts with the target and depends on `bdev`. It is
 //! registered by `c_shim/shim.c`.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
+use async_lock::Semaphore;
 use spdk_sys as sys;
 
 use crate::{log, rpc, scratch, task};
 
-/// Detaches that are under way.
-static OPERATIONS: AtomicUsize = AtomicUsize::new(0);
-/// The target stops, and waits for them.
-static STOPPING: AtomicBool = AtomicBool::new(false);
+const MAX_OPERATIONS: usize = 16;
 
-/// Keeps the target from stopping until it is dropped.
-#[derive(Debug)]
-pub struct Operation(());
-
-/// Says that an operation is under way.
-pub fn operation_starts() -> Operation {
-    OPERATIONS.fetch_add(1, Ordering::Relaxed);
-    Operation(())
-}
-
-impl Drop for Operation {
-    fn drop(&mut self) {
-        let others = OPERATIONS.fetch_sub(1, Ordering::Relaxed) - 1;
-        if others == 0 && STOPPING.swap(false, Ordering::Relaxed) {
-            // SAFETY: `lvol_detach_fini` was called, and has left this to the last operation.
-            unsafe { sys::spdk_subsystem_fini_next() };
-        }
-    }
-}
+/// A detach that is under way has one of these; the others wait. The metadata channel of a
+/// blobstore has 32 request sets (`SPDK_BLOB_OPTS_MAX_MD_OPS`) for everybody, and whoever finds
+/// none gets ENOMEM.
+pub static OPERATIONS: Semaphore = Semaphore::new(MAX_OPERATIONS);
 
 /// Called by SPDK, once, when the subsystems that this one depends on are there.
 #[unsafe(no_mangle)]
@@ -50,13 +31,17 @@ extern "C" fn lvol_detach_init() {
     }
 }
 
-/// Called by SPDK when the target stops, before the bdevs go.
+/// Called by SPDK when the target stops, before the bdevs go. It goes on when no detach is under
+/// way, and lets none start.
 #[unsafe(no_mangle)]
 extern "C" fn lvol_detach_fini() {
-    if OPERATIONS.load(Ordering::Relaxed) > 0 {
-        STOPPING.store(true, Ordering::Relaxed);
-    } else {
-        // SAFETY: it is this subsystem's turn, as SPDK has called it.
-        unsafe { sys::spdk_subsystem_fini_next() };
+    // SAFETY: subsystems stop on the thread that serves RPCs, where operations end.
+    unsafe {
+        task::spawn(async {
+            for _ in 0..MAX_OPERATIONS {
+                OPERATIONS.acquire().await.forget();
+            }
+            sys::spdk_subsystem_fini_next();
+        });
     }
 }

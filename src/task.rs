@@ -1,30 +1,51 @@
 //! Futures on an SPDK thread: SPDK's callbacks become values that can be awaited.
 //!
-//! A task runs inside the callback that wakes it, as SPDK's own operations do: there is no queue
-//! and no other thread.
+//! A task runs on the SPDK thread that spawned it, from that thread's messages: never inside the
+//! callback that wakes it, whose caller may not be done yet.
 
 use std::os::raw::{c_int, c_void};
+use std::ptr::NonNull;
 
 use async_task::Runnable;
 use futures_channel::oneshot;
+use spdk_sys as sys;
 
-/// Runs `future` on the current SPDK thread until it waits for the first time; each callback that
-/// it waits for runs it on.
+/// Runs `future` on the current SPDK thread: until it waits for the first time at once, and on from
+/// there each time that what it waits for is done.
 ///
 /// # Safety
 ///
-/// Every callback that `future` waits for must be called on the SPDK thread that calls `spawn`.
+/// The current thread is an SPDK thread, and every callback that `future` waits for is called on
+/// it.
 pub unsafe fn spawn(future: impl Future<Output = ()> + 'static) {
-    // SAFETY: the future and its wakers stay on this SPDK thread, which the caller vouches for: a
-    // waker is only held by the senders in `Callback`, which fire in those callbacks. SPDK runs a
-    // thread on one core at a time and orders what it does on the next after what it did before.
-    let (runnable, task) = unsafe {
-        async_task::spawn_unchecked(future, |runnable: Runnable| {
-            runnable.run();
-        })
+    // SAFETY: the current thread is an SPDK thread, as the caller says.
+    let thread = unsafe { sys::spdk_get_thread() };
+    let schedule = move |runnable: Runnable| {
+        let ctx = runnable.into_raw().as_ptr().cast();
+        // SAFETY: the thread is there as long as it has callbacks to make; `run` gets the task that
+        // was turned into a pointer, once. Without memory for a message it runs here, which is
+        // the same thread.
+        unsafe {
+            if sys::spdk_thread_send_msg(thread, Some(run), ctx) != 0 {
+                run(ctx);
+            }
+        }
     };
+    // SAFETY: the future and its wakers stay on this SPDK thread: wakers are held by what the
+    // future waits for, whose callbacks come on it, as the caller says. SPDK runs a thread on one
+    // core at a time, and orders what it does on the next after what it did before.
+    let (runnable, task) = unsafe { async_task::spawn_unchecked(future, schedule) };
     task.detach();
     runnable.run();
+}
+
+/// `spdk_msg_fn`
+unsafe extern "C" fn run(ctx: *mut c_void) {
+    if let Some(task) = NonNull::new(ctx) {
+        // SAFETY: it is from `schedule`, which has given the task away.
+        let runnable: Runnable = unsafe { Runnable::from_raw(task.cast()) };
+        runnable.run();
+    }
 }
 
 /// What a C callback is given as its context, to be called once with a `T`.
