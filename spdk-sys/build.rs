@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::exit;
 
 const FUNCTIONS: &[&str] = &[
-    "spdk_(bs|blob)_.*",
-    "spdk_bdev_(open_ext|close|desc_get_bdev|get_name|quiesce_range|unquiesce_range)",
+    "spdk_(bs|blob|lvs|lvol)_.*",
+    "spdk_bdev_(open_ext|close|desc_get_bdev|get_module_name|get_num_blocks|module_list_find|quiesce_range|unquiesce_range)",
     "spdk_env_(opts_init|init|fini)",
     "spdk_(zmalloc|free|dma_zmalloc|dma_free)",
     "spdk_json_(decode_object|decode_string)",
@@ -36,7 +36,8 @@ const TYPES: &[&str] = &[
 ];
 const CONSTANTS: &[&str] = &[
     "BLOB_SNAPSHOT",
-    "SPDK_BLOB_(EXTERNAL_SNAPSHOT|INTERNAL_XATTR|THIN_PROV|READ_ONLY)",
+    "SPDK_BLOB_(EXTENT_TABLE|INTERNAL_XATTR|THIN_PROV)",
+    "LVOL_CLEAR_.*",
     "SPDK_JSONRPC_ERROR_.*",
     "SPDK_RPC_RUNTIME",
     "SPDK_VERSION_.*",

@@ -28,7 +28,7 @@ pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
             Ok(())
         }
         Err(error) => {
-            tracing::error!("{} is not detached: {error}", name.to_string_lossy());
+            tracing::error!("nothing is detached: {error}");
             Err(error)
         }
     }

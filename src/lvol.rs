@@ -10,6 +10,9 @@ use crate::blob::{BlobId, Blobstore};
 use crate::error::{Error, Result, check};
 use crate::task::{Callback, status_callback};
 
+/// The bdev module of lvols, which alone may quiesce its bdevs.
+const MODULE: &CStr = c"lvol";
+
 /// A lvol whose bdev is held open, for reading, so that it can't be unregistered.
 ///
 /// # Invariants
@@ -42,11 +45,11 @@ impl Lvol {
         })?;
         let no_lvol = || Error::new(libc::ENODEV, format!("the bdev {} is no lvol", shown()));
         let desc = NonNull::new(desc).ok_or_else(no_lvol)?;
-        // SAFETY: the descriptor is open, and so the bdev is registered, with a module that has a
-        // name.
+        // SAFETY: the descriptor is open, and so the bdev is registered, by a module with a name.
+        // The module `lvol` keeps its `struct spdk_lvol` as the context.
         let (bdev, lvol) = unsafe {
             let bdev = sys::spdk_bdev_desc_get_bdev(desc.as_ptr());
-            let is_lvol = CStr::from_ptr((*(*bdev).module).name) == c"lvol";
+            let is_lvol = CStr::from_ptr(sys::spdk_bdev_get_module_name(bdev)) == MODULE;
             (bdev, if is_lvol { (*bdev).ctxt.cast() } else { ptr::null_mut() })
         };
         match (NonNull::new(bdev), NonNull::new(lvol)) {
@@ -107,8 +110,8 @@ impl Lvol {
         // SAFETY: the bdev is registered (invariant). If the call fails it doesn't call back, and
         // the context is ours again.
         let (rc, num_blocks) = unsafe {
-            let num_blocks = (*bdev).blockcnt;
-            let module = (*bdev).module;
+            let num_blocks = sys::spdk_bdev_get_num_blocks(bdev);
+            let module = sys::spdk_bdev_module_list_find(MODULE.as_ptr());
             let rc = sys::spdk_bdev_quiesce_range(
                 bdev,
                 module,
@@ -175,7 +178,8 @@ impl Quiesced<'_> {
         // SAFETY: the bdev is registered (invariant of `Lvol`), and the range quiesced (invariant).
         // If the call fails it doesn't call back, and the context is ours again.
         unsafe {
-            let (module, length) = ((*bdev).module, self.num_blocks);
+            let module = sys::spdk_bdev_module_list_find(MODULE.as_ptr());
+            let length = self.num_blocks;
             let rc =
                 sys::spdk_bdev_unquiesce_range(bdev, module, 0, length, Some(status_callback), ctx);
             if rc != 0 {

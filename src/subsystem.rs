@@ -4,7 +4,8 @@
 use async_lock::Semaphore;
 use spdk_sys as sys;
 
-use crate::{log, rpc, scratch, task};
+use crate::error::Error;
+use crate::{guard, log, rpc, task, version};
 
 const MAX_OPERATIONS: usize = 16;
 
@@ -17,18 +18,28 @@ pub static OPERATIONS: Semaphore = Semaphore::new(MAX_OPERATIONS);
 #[unsafe(no_mangle)]
 extern "C" fn lvol_detach_init() {
     log::init();
-    // SAFETY: subsystems start on the thread that serves RPCs, and what a blobstore in memory has
-    // to report it reports there.
+    // SAFETY: subsystems start on the thread that serves RPCs, and what a lvstore in memory
+    // has to report it reports there.
     unsafe {
         task::spawn(async {
-            match scratch::zeroes_dev().await {
+            match guard::prove().await {
                 Ok(zeroes) => rpc::register(zeroes),
-                Err(error) => tracing::error!("bdev_lvol_detach_parent is not registered: {error}"),
+                Err(error) => refuse(&error),
             }
             // The target serves its volumes either way.
             sys::spdk_subsystem_init_next(0);
         });
     }
+}
+
+fn refuse(error: &Error) {
+    let built_for = version::built_for();
+    let running = version::running().unwrap_or_else(|| "of unknown version".to_owned());
+    tracing::error!(
+        "bdev_lvol_detach_parent is not registered, as this extension does not fit the target: it \
+         is built for SPDK {built_for}, the target is SPDK {running}, and {error}. Build it again \
+         with the SPDK tree that the target is built from"
+    );
 }
 
 /// Called by SPDK when the target stops, before the bdevs go. It goes on when no detach is under

@@ -17,7 +17,7 @@ use spdk_lvol_detach::error::{Error, Result, check};
 use spdk_lvol_detach::lineage::ZeroesDev;
 use spdk_lvol_detach::memory_dev::{self, Image, WriteHook};
 use spdk_lvol_detach::task::{self, Callback, status, status_callback};
-use spdk_lvol_detach::{log, scratch};
+use spdk_lvol_detach::{guard, log};
 use spdk_sys as sys;
 
 /// Bytes of a cluster.
@@ -103,7 +103,7 @@ impl Store {
     }
 
     async fn start(image: &Image, hook: Option<WriteHook>, create: bool) -> Result<Store> {
-        let zeroes = scratch::zeroes_dev().await?;
+        let zeroes = guard::prove().await?;
         let dev = memory_dev::create(Rc::clone(image), hook);
         let mut opts = sys::spdk_bs_opts::default();
         let (callback, done) = Callback::<(*mut sys::spdk_blob_store, c_int)>::new();
