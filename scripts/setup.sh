@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, and gets and builds SPDK unless SPDK_ROOT_DIR names a built tree.
+# With the argument asan it builds one with --enable-debug --enable-asan, beside the other.
 # Safe to run again: what is there already is left alone, what was interrupted starts anew.
 set -euo pipefail
 
@@ -26,23 +27,21 @@ die() {
 	exit 1
 }
 
-# run_step NAME LOG TOTAL COUNT CMD...: runs CMD with its output in LOG, and shows every few
-# seconds how far it is: COUNT is a shell expression that prints a number, TOTAL what it ends at.
+# run_step NAME LOG TOTAL COUNT CMD...: runs CMD with its output in LOG, and shows every ten seconds
+# how far it is: COUNT is a function that prints a number, TOTAL about what it ends at.
 run_step() {
-	local name=$1 log=$log_dir/$2 total=$3 count=$4 pid started=$SECONDS shown done
+	local name=$1 log=$log_dir/$2 total=$3 count=$4 pid started=$SECONDS shown=$SECONDS
 	shift 4
 	say "$name (log: $log)"
 	"$@" >"$log" 2>&1 </dev/null &
 	pid=$!
 	# shellcheck disable=SC2064 # the pid of now is meant
 	trap "kill $pid 2>/dev/null" EXIT
-	shown=$SECONDS
 	while kill -0 "$pid" 2>/dev/null; do
-		sleep 0.5
+		sleep 0.2
 		if ((SECONDS - shown >= 10)); then
 			shown=$SECONDS
-			done=$(eval "$count" 2>/dev/null) || true
-			printf '    %s: %d of about %d, %d s\n' "$name" "${done:-0}" "$total" $((SECONDS - started)) >&2
+			printf '    %s: %d of about %d, %d s\n' "$name" "$($count)" "$total" $((SECONDS - started)) >&2
 		fi
 	done
 	trap - EXIT
@@ -51,6 +50,14 @@ run_step() {
 		die "failed: $name. The whole log is $log"
 	fi
 }
+
+# What run_step counts. They see the variables of the function that calls run_step.
+count_nothing() { echo 0; }
+count_packages() { echo $((${#missing[@]} - $(missing_packages | wc -l))); }
+count_python_packages() { find "$venv" -name '*.dist-info' | wc -l; }
+count_mebibytes() { du -sm "$apt" | cut -f1; }
+count_files() { find "$tree" -type f | wc -l; }
+count_objects() { find "$tree" -name '*.o' | wc -l; }
 
 list_needs() {
 	cat >&2 <<-EOT
@@ -86,10 +93,9 @@ install_packages() {
 		exit 1
 	fi
 	export DEBIAN_FRONTEND=noninteractive
-	run_step "apt-get update" apt-update.log 1 'echo 0' apt-get update
+	run_step "apt-get update" apt-update.log 1 count_nothing apt-get update
 	run_step "installing ${#missing[@]} packages" apt-install.log ${#missing[@]} \
-		'echo $((${#missing[@]} - $(missing_packages | wc -l)))' \
-		apt-get install -y --no-install-recommends "${missing[@]}"
+		count_packages apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
 install_python_packages() {
@@ -97,14 +103,15 @@ install_python_packages() {
 	stamp=$venv/.complete
 	[ "$(cat "$stamp" 2>/dev/null)" = "${python_packages[*]}" ] && return
 	rm -rf "$venv"
-	run_step "making a Python environment" venv.log 1 'echo 0' python3 -m venv "$venv"
-	run_step "installing ${python_packages[*]}" pip.log ${#python_packages[@]} \
-		'grep -c ^Collecting "$log"' "$venv/bin/pip" install "${python_packages[@]}"
+	run_step "making a Python environment" venv.log 1 count_nothing python3 -m venv "$venv"
+	run_step "installing ${python_packages[*]}" pip.log 6 \
+		count_python_packages "$venv/bin/pip" install "${python_packages[@]}"
 	echo "${python_packages[*]}" >"$stamp"
 }
 
 # The mirror that this system's own apt uses for Debian.
 debian_mirror() {
+	# shellcheck disable=SC2016 # apt expands them
 	apt-get indextargets --format '$(SITE) $(ORIGIN) $(COMPONENT)' 'Created-By: Packages' |
 		awk '$2 == "Debian" && $3 == "main" { print $1; exit }'
 }
@@ -178,25 +185,35 @@ build_spdk() {
 		rm -rf "$apt"
 		mkdir -p "$apt"
 		run_step "downloading SPDK (in Debian's source package ceph, MiB)" download.log 245 \
-			"du -sm '$apt' | cut -f1" fetch_tarball "$apt"
+			count_mebibytes fetch_tarball "$apt"
 	fi
 	tarball=$(compgen -G "$apt/ceph_*.orig.tar.*" | grep -v '\.asc$')
-	run_step "unpacking SPDK (files)" unpack.log 14000 "find '$tree' -type f | wc -l" unpack_spdk "$tarball" "$tree"
-	run_step "configuring SPDK" configure.log 1 'echo 0' configure_spdk "$tree" "$@"
-	run_step "building SPDK (object files)" build.log 1250 "find '$tree' -name '*.o' | wc -l" \
+	run_step "unpacking SPDK (files)" unpack.log 14000 count_files unpack_spdk "$tarball" "$tree"
+	run_step "configuring SPDK" configure.log 1 count_nothing configure_spdk "$tree" "$@"
+	run_step "building SPDK (object files)" build.log 1250 count_objects \
 		make -C "$tree" -j "$(($(nproc) + 1))"
 	touch "$tree/.complete"
 	rm -rf "$apt"
 	exec 9>&-
 }
 
+flavour=${1:-}
 command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then run this again"
 install_packages
 install_python_packages
-if [ -n "$given_root" ]; then
-	[ -x "$given_root/build/bin/spdk_tgt" ] ||
+case $flavour in
+'')
+	if [ -z "$given_root" ]; then
+		build_spdk "$SPDK_ROOT_DIR" --with-shared
+	elif [ ! -x "$given_root/build/bin/spdk_tgt" ]; then
 		die "SPDK_ROOT_DIR=$given_root is no built SPDK tree: it has no build/bin/spdk_tgt. Run ./configure --with-shared && make there, or unset SPDK_ROOT_DIR to have one built"
-else
-	build_spdk "$SPDK_ROOT_DIR" --with-shared
-fi
+	fi
+	;;
+asan)
+	# For make test-asan: SPDK's own assertions are on, and the address sanitizer.
+	SPDK_ROOT_DIR=$cache/spdk-asan
+	build_spdk "$SPDK_ROOT_DIR" --with-shared --enable-debug --enable-asan
+	;;
+*) die "unknown: $flavour" ;;
+esac
 say "SPDK $(spdk_version "$SPDK_ROOT_DIR") at $SPDK_ROOT_DIR"

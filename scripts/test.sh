@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test and sums up: "N passed, N failed" is the last line.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
