@@ -1,0 +1,130 @@
+//! A library that was built with other headers than the target's is refused when the target starts,
+//! and the target serves on as if it were not there.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::target::{Options, Program, Target, spdk_root};
+use serde_json::Value;
+
+/// An SPDK release in which one field that the extension uses has moved.
+struct Moved {
+    header: &'static str,
+    /// The field's declaration, before which there is a new one.
+    field: &'static str,
+    /// What the guard says is not what it should be.
+    says: &'static str,
+}
+
+const MOVED: [Moved; 4] = [
+    Moved {
+        header: "lib/blob/blobstore.h",
+        field: "struct spdk_bs_dev *back_bs_dev;",
+        says: "spdk_blob.",
+    },
+    Moved {
+        header: "lib/blob/blobstore.h",
+        field: "TAILQ_HEAD(, spdk_blob_list)\tsnapshots;",
+        says: "spdk_blob_store.snapshots",
+    },
+    Moved { header: "lib/blob/blobstore.h", field: "char\t\t*name;", says: "spdk_xattr." },
+    Moved {
+        header: "include/spdk_internal/lvolstore.h",
+        field: "char\t\t\t\tname[SPDK_LVOL_NAME_MAX];\n\tstruct spdk_uuid",
+        says: "spdk_lvol.",
+    },
+];
+
+#[test]
+fn a_library_whose_headers_differ_is_refused() {
+    for moved in &MOVED {
+        let tree = tempfile::tempdir().unwrap();
+        overlay(&spdk_root(), tree.path(), &[moved.header, "include/spdk/version.h"]);
+        edit(
+            &tree.path().join(moved.header),
+            moved.field,
+            &format!("uint64_t moved;\n{}", moved.field),
+        );
+        edit(
+            &tree.path().join("include/spdk/version.h"),
+            "#define SPDK_VERSION_MAJOR\t",
+            "#define SPDK_VERSION_MAJOR\t99 //",
+        );
+
+        let library = build(tree.path());
+        let options = Options { program: Program::StockWith(library), ..Options::default() };
+        let mut target = Target::start_with(options);
+        let log = target.log();
+        let line = log.lines().find(|line| line.contains("is not registered"));
+        let line = line.unwrap_or_else(|| panic!("{}: no such line in\n{log}", moved.field));
+        assert!(line.contains("*ERROR*"), "{line}");
+        assert!(line.contains("built for SPDK v99."), "{line}");
+        assert!(line.contains(&format!("the target is SPDK {}", running())), "{line}");
+        assert!(line.contains(moved.says), "{}: {line}", moved.field);
+
+        let methods = target.must("rpc_get_methods", Value::Null);
+        let methods: Vec<_> =
+            methods.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert!(!methods.contains(&"bdev_lvol_detach_parent"));
+        assert!(methods.contains(&"bdev_lvol_set_parent"));
+        target.stop();
+    }
+}
+
+/// The version of the tree that the tests run on, as "v26.01".
+fn running() -> String {
+    let header = fs::read_to_string(spdk_root().join("include/spdk/version.h")).unwrap();
+    let number = |name: &str| -> u32 {
+        let define = format!("#define {name}\t");
+        header.lines().find_map(|line| line.strip_prefix(&define)).unwrap().trim().parse().unwrap()
+    };
+    format!("v{}.{:02}", number("SPDK_VERSION_MAJOR"), number("SPDK_VERSION_MINOR"))
+}
+
+/// Makes `target` look like the tree `source`, with copies of `files` that can be changed.
+fn overlay(source: &Path, target: &Path, files: &[&str]) {
+    for entry in fs::read_dir(source).unwrap() {
+        let name = entry.unwrap().file_name();
+        let inside: Vec<_> = files
+            .iter()
+            .filter_map(|file| Path::new(file).strip_prefix(&name).ok()?.to_str())
+            .collect();
+        let (from, to) = (source.join(&name), target.join(&name));
+        match inside.as_slice() {
+            [] => symlink(from, to).unwrap(),
+            [""] => {
+                fs::copy(from, to).unwrap();
+            }
+            _ => {
+                fs::create_dir(&to).unwrap();
+                overlay(&from, &to, &inside);
+            }
+        }
+    }
+}
+
+fn edit(file: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(file).unwrap();
+    assert_eq!(text.matches(from).count(), 1, "{from:?} in {}", file.display());
+    fs::write(file, text.replace(from, to)).unwrap();
+}
+
+/// The library, built for a tree. What doesn't depend on the tree is built once.
+fn build(tree: &Path) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = root.join("target/guard");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--lib", "--quiet", "--locked", "--target-dir"])
+        .arg(&output)
+        .current_dir(root)
+        .env("SPDK_ROOT_DIR", tree)
+        .status()
+        .unwrap();
+    assert!(status.success(), "the library could not be built for {}", tree.display());
+    output.join("release/libspdk_lvol_detach.so")
+}
