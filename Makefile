@@ -6,7 +6,17 @@
 SHELL := /bin/bash -o pipefail
 ENV := . scripts/env.sh &&
 
-.PHONY: all build setup demo test lint clean
+PREFIX ?= /usr/local
+DESTDIR ?=
+NAME := spdk-lvol-detach
+BIN := $(DESTDIR)$(PREFIX)/bin
+LIB := $(DESTDIR)$(PREFIX)/lib/$(NAME)
+SHARE := $(DESTDIR)$(PREFIX)/share/$(NAME)
+MAN := $(DESTDIR)$(PREFIX)/share/man/man8
+DOC := $(DESTDIR)$(PREFIX)/share/doc/$(NAME)
+BUILT := $(addprefix target/release/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
+
+.PHONY: all build static setup demo test test-static test-asan lint install uninstall deb clean
 
 all: build
 
@@ -16,6 +26,9 @@ setup:
 build: setup
 	@$(ENV) cargo build --release --locked
 
+# The build makes both; this is the name for those who want the static target.
+static: build
+
 demo: build
 	@$(ENV) scripts/demo.sh
 
@@ -23,10 +36,37 @@ demo: build
 test: build
 	@$(ENV) scripts/test.sh
 
+# The tests that need a target, on the one that has the extension linked in.
+test-static: build
+	@$(ENV) LVOL_DETACH_TGT=static scripts/test.sh
+
+# Every test on an SPDK with its assertions and the address sanitizer on.
+test-asan:
+	@scripts/setup.sh asan
+	@$(ENV) scripts/test_asan.sh
+
 lint: setup
 	@$(ENV) cargo fmt --all --check
 	@$(ENV) cargo clippy --workspace --all-targets --release --locked -- -D warnings
 	@$(ENV) shellcheck -x scripts/*.sh scripts/spdk_tgt tests/*.sh .ci/run
+
+install:
+	@for file in $(BUILT); do [ -e "$$file" ] || { echo "$$file is not built: run make"; exit 1; }; done
+	install -Dm 755 scripts/spdk_tgt $(BIN)/spdk_tgt-lvol-detach
+	install -Dm 755 -t $(LIB) target/release/libspdk_lvol_detach.so target/release/spdk_tgt
+	install -Dm 644 -t $(LIB) target/release/libspdk_lvol_detach.a
+	install -Dm 755 -t $(SHARE) tests/lvol_detach.sh
+	install -Dm 644 -t $(SHARE) python/spdk_lvol_detach.py
+	install -Dm 644 -t $(MAN) docs/spdk_tgt-lvol-detach.8
+	install -Dm 644 -t $(DOC) LICENSE README.md CHANGELOG.md docs/*.md
+
+uninstall:
+	rm -f $(BIN)/spdk_tgt-lvol-detach $(MAN)/spdk_tgt-lvol-detach.8
+	rm -rf $(LIB) $(SHARE) $(DOC)
+
+deb: build
+	@scripts/setup.sh cargo-deb
+	@$(ENV) cargo deb --no-build --output target/debian/
 
 clean:
 	cargo clean

@@ -50,12 +50,13 @@ fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
         Ok(output) => String::from_utf8_lossy(&output.stdout),
         Err(error) => fail(&format!("could not run make: {error}")),
     };
-    let arguments: Vec<String> = commands
-        .lines()
-        .find(|line| line.contains("-lspdk_event "))
-        .into_iter()
-        .flat_map(str::split_whitespace)
-        .skip_while(|argument| !argument.starts_with("-L"))
+    let link = commands.lines().find(|line| line.contains("-lspdk_event ")).unwrap_or_default();
+    let sanitizers =
+        link.split_whitespace().filter(|argument| argument.starts_with("-fsanitize="));
+    let libraries =
+        link.split_whitespace().skip_while(|argument| !argument.starts_with("-L"));
+    let arguments: Vec<String> = sanitizers
+        .chain(libraries)
         .map(|argument| match argument.strip_prefix("-lspdk_") {
             // A shared library of that name, if there is one, would win.
             Some(name) => format!("{}/build/lib/libspdk_{name}.a", root.display()),

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, and gets and builds SPDK unless SPDK_ROOT_DIR names a built tree.
 # With the argument asan it builds one with --enable-debug --enable-asan, beside the other.
+# with cargo-deb that tool.
 # Safe to run again: what is there already is left alone, what was interrupted starts anew.
 set -euo pipefail
 
@@ -213,6 +214,12 @@ asan)
 	# For make test-asan: SPDK's own assertions are on, and the address sanitizer.
 	SPDK_ROOT_DIR=$cache/spdk-asan
 	build_spdk "$SPDK_ROOT_DIR" --with-shared --enable-debug --enable-asan
+	;;
+cargo-deb)
+	# For make deb.
+	[ -x "$cache/cargo/bin/cargo-deb" ] ||
+		run_step "building cargo-deb" cargo-deb.log 1 count_nothing \
+			cargo install --quiet --locked --root "$cache/cargo" cargo-deb@3.6.0
 	;;
 *) die "unknown: $flavour" ;;
 esac

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs every test on an SPDK that was built with --enable-debug --enable-asan: SPDK's own assertions
+# are on, and whatever the address sanitizer finds ends the target, and so fails the test.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/env.sh
+. scripts/env.sh
+
+export SPDK_ROOT_DIR=$cache/spdk-asan
+export CARGO_TARGET_DIR=$PWD/target/asan
+# The extension is preloaded, and so comes before the sanitizer, which has nothing against it.
+export ASAN_OPTIONS=verify_asan_link_order=0:${ASAN_OPTIONS:-}
+export LSAN_OPTIONS=suppressions=$PWD/scripts/lsan.supp:print_suppressions=0:${LSAN_OPTIONS:-}
+
+cargo build --release --locked
+exec scripts/test.sh "$@"
