@@ -3,6 +3,7 @@
 //! The library that is preloaded links nothing of SPDK: it finds it in the target.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
@@ -37,36 +38,45 @@ fn compile(root: &Path, file: &Path, name: &str) {
 }
 
 /// What the tree's own `spdk_tgt` is linked with if it is linked statically: every subsystem and
-/// module that the tree was built with. Its Makefile is asked, as nobody else knows.
+/// module that the tree was built with. Its Makefile is asked for the variables, as nobody else
+/// knows. (A dry run of the link would not do: SPDK's recipe runs even then.)
 fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
     println!("cargo::rerun-if-changed={}", root.join("mk/config.mk").display());
+    const SHOW: &str = "include Makefile\n\
+        lvol_detach_link:\n\t@echo $(LDFLAGS) $(LIBS) $(ENV_LDFLAGS) $(SYS_LIBS)\n";
+    let makefile = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("link.mk");
+    if let Err(error) = fs::write(&makefile, SHOW) {
+        fail(&format!("could not write {}: {error}", makefile.display()));
+    }
     let output = Command::new("make")
-        .args(["--dry-run", "--always-make", "--no-print-directory", "CONFIG_SHARED=n", "-C"])
+        .args(["--silent", "--no-print-directory", "CONFIG_SHARED=n", "lvol_detach_link", "-C"])
         .arg(root.join("app/spdk_tgt"))
+        .arg("-f")
+        .arg(&makefile)
         .env_remove("MAKEFLAGS")
         .env_remove("MAKELEVEL")
         .output();
-    let commands = match &output {
+    let shown = match &output {
         Ok(output) => String::from_utf8_lossy(&output.stdout),
         Err(error) => fail(&format!("could not run make: {error}")),
     };
-    let link = commands.lines().find(|line| line.contains("-lspdk_event ")).unwrap_or_default();
-    let sanitizers =
-        link.split_whitespace().filter(|argument| argument.starts_with("-fsanitize="));
-    let libraries =
-        link.split_whitespace().skip_while(|argument| !argument.starts_with("-L"));
-    let arguments: Vec<String> = sanitizers
-        .chain(libraries)
+    let arguments: Vec<String> = shown
+        .split_whitespace()
+        // How to link is rustc's own business, but for the sanitizers.
+        .filter(|argument| {
+            !["-fuse-ld=", "-flto", "-fno-lto", "-pie", "-no-pie", "-Wl,-z,"]
+                .iter()
+                .any(|prefix| argument.starts_with(prefix))
+        })
         .map(|argument| match argument.strip_prefix("-lspdk_") {
             // A shared library of that name, if there is one, would win.
             Some(name) => format!("{}/build/lib/libspdk_{name}.a", root.display()),
             None => argument.to_owned(),
         })
         .collect();
-    if arguments.is_empty() {
+    if !arguments.iter().any(|argument| argument.ends_with("libspdk_event.a")) {
         fail(&format!(
-            "could not find out what spdk_tgt is linked with: `make --dry-run` in {} printed no \
-             link command",
+            "could not find out what spdk_tgt is linked with: the Makefile in {} does not say",
             root.join("app/spdk_tgt").display()
         ));
     }
