@@ -62,16 +62,17 @@ fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
     };
     let arguments: Vec<String> = shown
         .split_whitespace()
-        // How to link is rustc's own business, but for the sanitizers.
+        // How to link is rustc's own business.
         .filter(|argument| {
             !["-fuse-ld=", "-flto", "-fno-lto", "-pie", "-no-pie", "-Wl,-z,"]
                 .iter()
                 .any(|prefix| argument.starts_with(prefix))
         })
-        .map(|argument| match argument.strip_prefix("-lspdk_") {
+        .flat_map(|argument| match argument.strip_prefix("-lspdk_") {
             // A shared library of that name, if there is one, would win.
-            Some(name) => format!("{}/build/lib/libspdk_{name}.a", root.display()),
-            None => argument.to_owned(),
+            Some(name) => vec![format!("{}/build/lib/libspdk_{name}.a", root.display())],
+            None if argument == "-fsanitize=address" => address_sanitizer(),
+            None => vec![argument.to_owned()],
         })
         .collect();
     if !arguments.iter().any(|argument| argument.ends_with("libspdk_event.a")) {
@@ -81,6 +82,27 @@ fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
         ));
     }
     arguments
+}
+
+/// The sanitizer as a static library: rustc links without the compiler's default libraries, and puts
+/// libc before what is given here, which the shared one does not bear.
+fn address_sanitizer() -> Vec<String> {
+    let library = Command::new("cc").arg("-print-file-name=libasan.a").output();
+    match library {
+        Ok(output) => {
+            let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            [
+                "-Wl,--whole-archive",
+                &path,
+                "-Wl,--no-whole-archive",
+                "-Wl,--export-dynamic",
+                "-lstdc++",
+            ]
+            .map(str::to_owned)
+            .to_vec()
+        }
+        Err(error) => fail(&format!("could not run cc: {error}")),
+    }
 }
 
 fn fail(reason: &str) -> ! {

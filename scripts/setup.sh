@@ -198,29 +198,34 @@ build_spdk() {
 	exec 9>&-
 }
 
-flavour=${1:-}
-command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then run this again"
-install_packages
-install_python_packages
-case $flavour in
-'')
-	if [ -z "$given_root" ]; then
-		build_spdk "$SPDK_ROOT_DIR" --with-shared
-	elif [ ! -x "$given_root/build/bin/spdk_tgt" ]; then
-		die "SPDK_ROOT_DIR=$given_root is no built SPDK tree: it has no build/bin/spdk_tgt. Run ./configure --with-shared && make there, or unset SPDK_ROOT_DIR to have one built"
-	fi
-	;;
-asan)
-	# For make test-asan: SPDK's own assertions are on, and the address sanitizer.
-	SPDK_ROOT_DIR=$cache/spdk-asan
-	build_spdk "$SPDK_ROOT_DIR" --with-shared --enable-debug --enable-asan
-	;;
-cargo-deb)
-	# For make deb.
-	[ -x "$cache/cargo/bin/cargo-deb" ] ||
-		run_step "building cargo-deb" cargo-deb.log 1 count_nothing \
-			cargo install --quiet --locked --root "$cache/cargo" cargo-deb@3.6.0
-	;;
-*) die "unknown: $flavour" ;;
-esac
-say "SPDK $(spdk_version "$SPDK_ROOT_DIR") at $SPDK_ROOT_DIR"
+# In a function, so that bash has read all of it before it starts.
+main() {
+	local flavour=${1:-}
+	command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then run this again"
+	install_packages
+	install_python_packages
+	case $flavour in
+	'')
+		if [ -z "$given_root" ]; then
+			build_spdk "$SPDK_ROOT_DIR" --with-shared
+		elif [ ! -x "$given_root/build/bin/spdk_tgt" ]; then
+			die "SPDK_ROOT_DIR=$given_root is no built SPDK tree: it has no build/bin/spdk_tgt. Run ./configure --with-shared && make there, or unset SPDK_ROOT_DIR to have one built"
+		fi
+		;;
+	asan)
+		# For make test-asan: SPDK's own assertions are on, and the address sanitizer.
+		SPDK_ROOT_DIR=$cache/spdk-asan
+		build_spdk "$SPDK_ROOT_DIR" --with-shared --enable-debug --enable-asan
+		;;
+	cargo-deb)
+		# For make deb.
+		[ -x "$cache/cargo/bin/cargo-deb" ] ||
+			run_step "building cargo-deb" cargo-deb.log 1 count_nothing \
+				cargo install --quiet --locked --root "$cache/cargo" cargo-deb@3.6.0
+		;;
+	*) die "unknown: $flavour" ;;
+	esac
+	say "SPDK $(spdk_version "$SPDK_ROOT_DIR") at $SPDK_ROOT_DIR"
+}
+
+main "$@"
