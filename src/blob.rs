@@ -116,12 +116,6 @@ impl OpenBlob {
         unsafe { (*self.as_ptr()).data_ro }
     }
 
-    /// Whether somebody besides this value has it open.
-    pub fn is_shared(&self) -> bool {
-        // SAFETY: the blob is in memory, and this thread owns its metadata (invariants).
-        unsafe { (*self.as_ptr()).open_ref > 1 }
-    }
-
     /// What to call it in a message: its lvol's name if it has one.
     pub fn name(&self) -> String {
         match self.lvol_xattr(c"name") {

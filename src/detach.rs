@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use crate::blob::{BlobId, Blobstore, Parent};
+use crate::blob::{BlobId, Blobstore, Lock, Parent};
 use crate::error::{Error, Result};
 use crate::family::{Family, resume};
 use crate::lineage::{ZeroesDev, forget_parent};
@@ -51,37 +51,58 @@ pub async fn detach(
     zeroes: ZeroesDev,
 ) -> Result<Detached> {
     let (family, locks) = Family::lock(bs, id, lvol).await?;
+    let outcome = detach_locked(bs, &family, locks, zeroes).await;
+    family.close().await;
+    outcome
+}
+
+async fn detach_locked(
+    bs: Blobstore,
+    family: &Family,
+    locks: Vec<Lock>,
+    zeroes: ZeroesDev,
+) -> Result<Detached> {
     let blob = family.root();
     let name = family.name();
     let parent = match blob.parent() {
-        Parent::Snapshot(id) => bs.open(id).await?,
+        Parent::Snapshot(id) => family.open_relative(bs, id).await?,
         Parent::None => return Err(Error::new(libc::EINVAL, format!("{name} has no parent"))),
         Parent::External => {
             let what = format!("the parent of {name} is an external snapshot");
             return Err(Error::new(libc::EINVAL, what));
         }
     };
-    let parent_name = family.name_of(&parent);
+    let parent_name = family.name_of(parent.blob());
 
-    let quiesced = family.quiesce().await?;
+    let mut quiesced = family.quiesce().await?;
     let written = erase_parent(blob).await;
     if written.is_ok() {
-        // SAFETY: all I/O that could read through the old backing device enters by a bdev of the
-        // family, which is quiesced, or is a copy by one of the operations that `locks` keep off.
-        // A blob that has a parent is a thin clone.
-        unsafe { forget_parent(bs, blob, zeroes) };
+        // SAFETY: a blob that has a parent is a thin clone, and `locks` are held.
+        let former = unsafe { forget_parent(bs, blob, zeroes) };
+        quiesced = match family.wait_for_slipped(quiesced).await {
+            Ok(quiesced) => {
+                // SAFETY: I/O that reads through the former backing device came by a bdev of the
+                // family, where what was in flight has been waited for, or was a copy by one of
+                // the operations that `locks` keep off.
+                unsafe { former.destroy() };
+                quiesced
+            }
+            Err(error) => {
+                tracing::error!(
+                    "{parent_name} can't be deleted until the target restarts: {error}"
+                );
+                Vec::new()
+            }
+        };
     }
     // The locks go first: while one is held, an unmap doesn't give clusters back.
     drop(locks);
     resume(quiesced).await;
     // This reference is younger than the one that the lvol had, so that one is gone as well then:
     // a delete that follows the reply finds the parent unused.
-    let closed = parent.close().await;
+    parent.close().await;
 
     written.map_err(|error| write_error(error, &name, &parent_name))?;
-    if let Err(error) = closed {
-        tracing::error!("{name} is detached from its parent {parent_name}, but: {error}");
-    }
     Ok(Detached { lvol: name, parent: parent_name })
 }
 

@@ -12,10 +12,26 @@ pub struct Family {
     descendants: Vec<Member>,
 }
 
-/// One blob of the family, and the lvol that does I/O on it if there is one.
-struct Member {
-    lvol: Option<Lvol>,
+/// A blob that is open, and the lvol that does I/O on it if there is one. While its lvol is held
+/// nobody deletes the blob, so the lvol is let go last: SPDK's deletion of a blob that is open
+/// fails half-way, and leaves it without a lvol (`lvol_delete_blob_cb`, lib/lvol/lvol.c).
+pub struct Member {
     blob: OpenBlob,
+    lvol: Option<Lvol>,
+}
+
+impl Member {
+    /// The blob.
+    pub fn blob(&self) -> &OpenBlob {
+        &self.blob
+    }
+
+    /// Closes the blob and waits until its reference is gone; then the lvol.
+    pub async fn close(self) {
+        if let Err(error) = self.blob.close().await {
+            tracing::error!("{error}");
+        }
+    }
 }
 
 impl Family {
@@ -27,14 +43,12 @@ impl Family {
         id: BlobId,
         lvol: Option<Lvol>,
     ) -> Result<(Family, Vec<Lock>)> {
-        let root = Member { lvol, blob: bs.open(id).await? };
+        let root = Member { blob: bs.open(id).await?, lvol };
         let mut family = Family { root, descendants: Vec::new() };
         let ids = with_descendants(bs, family.root());
         for &id in ids.iter().skip(1) {
-            let blob = bs.open(id).await.map_err(|_| family.changing())?;
-            // A lvol's bdev is named by the UUID (`_create_lvol_disk`, module/bdev/lvol).
-            let lvol = blob.uuid().and_then(|uuid| Lvol::open(&uuid).ok());
-            family.descendants.push(Member { lvol, blob });
+            let member = family.open_relative(bs, id).await?;
+            family.descendants.push(member);
         }
         // From here to the return nothing is awaited: what is found stays so.
         if with_descendants(bs, family.root()) != ids {
@@ -44,32 +58,42 @@ impl Family {
         Ok((family, locks))
     }
 
+    /// Opens another blob of the same store, and its lvol.
+    pub async fn open_relative(&self, bs: Blobstore, id: BlobId) -> Result<Member> {
+        let blob = bs.open(id).await.map_err(|_| self.changing())?;
+        let Some(root) = &self.root.lvol else {
+            return Ok(Member { blob, lvol: None });
+        };
+        // A lvol's bdev is named by the UUID (`_create_lvol_disk`, module/bdev/lvol).
+        let lvol = blob.uuid().and_then(|uuid| Lvol::open(&uuid).ok());
+        // The blob of a lvol whose bdev isn't there yet, or any more: its I/O can't be held back,
+        // and it must not be held open.
+        if lvol.is_none() && (root.store_has(id) || root.store_is_creating()) {
+            return Err(self.changing());
+        }
+        Ok(Member { blob, lvol })
+    }
+
     fn lock_members(&self) -> Result<Vec<Lock>> {
         let busy = |what: String| Error::new(libc::EBUSY, what);
         let name = self.name();
         let lock = self.root().lock();
         let mut locks =
             vec![lock.ok_or_else(|| busy(format!("another operation is in progress on {name}")))?];
-        let creating = self.root.lvol.as_ref().is_some_and(Lvol::store_is_creating);
-        for Member { lvol, blob } in &self.descendants {
+        for Member { blob, .. } in &self.descendants {
             locks.push(blob.lock().ok_or_else(|| {
                 let clone = self.name_of(blob);
                 busy(format!(
                     "another operation is in progress on {clone}, which reads through {name}"
                 ))
             })?);
-            // The blob of a lvol whose bdev isn't there yet, or any more: if somebody has it open,
-            // or may have it at once, then its I/O can't be held back.
-            if lvol.is_none() && blob.uuid().is_some() && (creating || blob.is_shared()) {
-                return Err(self.changing());
-            }
         }
         Ok(locks)
     }
 
     fn changing(&self) -> Error {
         let name = self.name();
-        Error::new(libc::EBUSY, format!("a lvol that reads through {name} comes or goes just now"))
+        Error::new(libc::EBUSY, format!("a lvol in the chain of {name} comes or goes just now"))
     }
 
     /// The blob that the family descends from.
@@ -91,18 +115,21 @@ impl Family {
         }
     }
 
+    fn lvols(&self) -> impl Iterator<Item = &Lvol> {
+        let members = std::iter::once(&self.root).chain(&self.descendants);
+        members.filter_map(|member| member.lvol.as_ref())
+    }
+
     /// Holds back the I/O of every lvol in the family, and waits for what is in flight. The family
     /// must be locked.
     pub async fn quiesce(&self) -> Result<Vec<Quiesced<'_>>> {
-        let members = || std::iter::once(&self.root).chain(&self.descendants);
-        for member in members() {
+        for member in std::iter::once(&self.root).chain(&self.descendants) {
             // A resize gives up its lock before the bdev has its new size, which it gets when the
             // metadata is written (`lvol_blob_resize_cb`, lib/lvol/lvol.c).
             wait_until_idle(&member.blob).await;
         }
         // All of them start before the first is waited for.
-        let started: Vec<_> =
-            members().filter_map(|member| member.lvol.as_ref()).map(Lvol::quiesce).collect();
+        let started: Vec<_> = self.lvols().map(Lvol::quiesce).collect();
         let mut quiesced = Vec::with_capacity(started.len());
         let mut outcome = Ok(());
         for lvol in started {
@@ -116,12 +143,55 @@ impl Family {
         }
         outcome.map(|()| quiesced)
     }
+
+    /// Waits for the I/O that has slipped through a family that is quiesced, if there is any.
+    ///
+    /// A channel that is made while its bdev is quiesced takes over the range that is locked, but
+    /// not that it is quiesced, and so lets reads through (`bdev_channel_create`, lib/bdev/bdev.c).
+    /// A channel that was there before doesn't: to quiesce once more waits for all of them.
+    pub async fn wait_for_slipped<'a>(
+        &'a self,
+        quiesced: Vec<Quiesced<'a>>,
+    ) -> Result<Vec<Quiesced<'a>>> {
+        if !any_has_io(self.lvols()).await {
+            return Ok(quiesced);
+        }
+        resume(quiesced).await;
+        self.quiesce().await
+    }
+
+    /// Closes all blobs and waits until their references are gone; then the lvols.
+    ///
+    /// A lvol that is let go before may be closed by SPDK, which waits for its blob to be written
+    /// (`spdk_lvol_close`), and for ever if the device has gone.
+    pub async fn close(self) {
+        let mut lvols = Vec::with_capacity(1 + self.descendants.len());
+        for Member { blob, lvol } in std::iter::once(self.root).chain(self.descendants) {
+            Member { blob, lvol: None }.close().await;
+            lvols.push(lvol);
+        }
+    }
+}
+
+async fn any_has_io(lvols: impl Iterator<Item = &Lvol>) -> bool {
+    let started: Vec<_> = lvols.map(Lvol::has_io).collect();
+    let mut any = false;
+    for has_io in started {
+        any |= has_io.await;
+    }
+    any
 }
 
 /// Lets the I/O of a family go on.
 pub async fn resume(quiesced: Vec<Quiesced<'_>>) {
+    let lvols: Vec<_> = quiesced.iter().map(Quiesced::lvol).collect();
     let started: Vec<_> = quiesced.into_iter().map(Quiesced::resume).collect();
     for lvol in started {
         lvol.await;
     }
+    // If the removal of a bdev starts while its I/O is being resumed, SPDK goes on with the removal
+    // twice (`bdev_unlock_lba_range_cb`, and the walk through the channels that
+    // `spdk_bdev_unregister` has started). Only the second time may find the bdev without our
+    // descriptor, so that has to stay until a walk that started later is done.
+    any_has_io(lvols.into_iter()).await;
 }

@@ -94,20 +94,18 @@ pub fn with_descendants(bs: Blobstore, blob: &OpenBlob) -> Vec<BlobId> {
 }
 
 /// Makes memory say what the device says since [`crate::metadata::erase_parent`]: `blob` has no
-/// parent. Its reference on the former parent is closed.
+/// parent. What read through the parent is given back, for the caller to let go.
 ///
 /// The end of `bs_inflate_blob_done` does the same, for the last clone in a chain.
 ///
 /// # Safety
 ///
-/// No I/O that could read through the old backing device is in flight, and none starts before
-/// this returns; `blob` is a thin-provisioned clone of a snapshot.
-pub unsafe fn forget_parent(bs: Blobstore, blob: &OpenBlob, zeroes: ZeroesDev) {
+/// `blob` is a thin-provisioned clone of a snapshot, and locked.
+pub unsafe fn forget_parent(bs: Blobstore, blob: &OpenBlob, zeroes: ZeroesDev) -> FormerBackingDev {
     let raw = blob.as_ptr();
     // SAFETY: the blob is in memory and this is the thread that owns its metadata and the lists
     // (invariants of `OpenBlob` and `Blobstore`). A list's entries come from calloc
-    // (`bs_blob_list_add`). The backing device of a clone has a destructor, which closes the
-    // parent's blob; no I/O uses it, as the caller says.
+    // (`bs_blob_list_add`).
     unsafe {
         let parent_id = (*raw).parent_id;
         if let Some(entry) = snapshots(bs).find(|&entry| (*entry).id == parent_id)
@@ -123,10 +121,32 @@ pub unsafe fn forget_parent(bs: Blobstore, blob: &OpenBlob, zeroes: ZeroesDev) {
             (*entry).clone_count -= 1;
         }
         (*raw).parent_id = sys::SPDK_BLOBID_INVALID;
-        let old = (*raw).back_bs_dev;
-        (*raw).back_bs_dev = zeroes.0.as_ptr();
-        if let Some(destroy) = (*old).destroy {
-            destroy(old);
+        FormerBackingDev(std::mem::replace(&mut (*raw).back_bs_dev, zeroes.0.as_ptr()))
+    }
+}
+
+/// A device that read through a snapshot, for a blob that no longer does.
+///
+/// # Invariants
+///
+/// `0` is a device that no blob has any more, and belongs to the value.
+#[must_use = "it holds a reference on the former parent"]
+#[derive(Debug)]
+pub struct FormerBackingDev(*mut sys::spdk_bs_dev);
+
+impl FormerBackingDev {
+    /// Closes its reference on the former parent's blob.
+    ///
+    /// # Safety
+    ///
+    /// No I/O that came to it while it was a blob's is in flight any more.
+    pub unsafe fn destroy(self) {
+        // SAFETY: the device is the value's (invariant), and nobody is about to use it, as the
+        // caller says. The backing device of a clone has a destructor (`bs_create_blob_bs_dev`).
+        unsafe {
+            if let Some(destroy) = (*self.0).destroy {
+                destroy(self.0);
+            }
         }
     }
 }

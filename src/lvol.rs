@@ -92,11 +92,37 @@ impl Lvol {
         unsafe { Blobstore::new((*(*self.lvol.as_ptr()).lvol_store).blobstore) }
     }
 
+    /// Whether the store has a lvol with this blob, open or not.
+    pub fn store_has(&self, id: BlobId) -> bool {
+        // SAFETY: the lvol's store is in memory (invariant), with a list of its lvols that changes
+        // on this thread.
+        unsafe {
+            let mut lvol = (*(*self.lvol.as_ptr()).lvol_store).lvols.tqh_first;
+            while !lvol.is_null() && (*lvol).blob_id != id {
+                lvol = (*lvol).link.tqe_next;
+            }
+            !lvol.is_null()
+        }
+    }
+
     /// Whether a lvol of the store is being created (as a snapshot or a clone, too): its blob may
     /// be there already, its bdev isn't.
     pub fn store_is_creating(&self) -> bool {
         // SAFETY: the lvol's store is in memory (invariant), and changes on this thread.
         unsafe { !(*(*self.lvol.as_ptr()).lvol_store).pending_lvols.tqh_first.is_null() }
+    }
+
+    /// Whether I/O to the lvol is in flight, other than what is held back. It walks through all of
+    /// the bdev's channels, and starts at once.
+    pub fn has_io(&self) -> impl Future<Output = bool> + use<> {
+        unsafe extern "C" fn found(_: *mut c_void, _: *mut sys::spdk_bdev_io) -> c_int {
+            1
+        }
+        let (callback, done) = Callback::<c_int>::new();
+        let (bdev, ctx) = (self.bdev.as_ptr(), callback.into_ctx());
+        // SAFETY: the bdev is registered (invariant). It calls back also if it fails.
+        unsafe { sys::spdk_bdev_for_each_bdev_io(bdev, ctx, Some(found), Some(status_callback)) };
+        async move { done.await != Some(0) }
     }
 
     /// Holds back new I/O to the lvol, and, once the future is done, has waited for what was in
@@ -168,9 +194,14 @@ pub struct Quiesced<'a> {
     num_blocks: u64,
 }
 
-impl Quiesced<'_> {
+impl<'a> Quiesced<'a> {
+    /// The lvol.
+    pub fn lvol(&self) -> &'a Lvol {
+        self.lvol
+    }
+
     /// Lets the I/O go on. It starts at once, so that many can go at the same time.
-    pub fn resume(self) -> impl Future<Output = ()> {
+    pub fn resume(self) -> impl Future<Output = ()> + use<'a> {
         let lvol = self.lvol;
         let (callback, done) = Callback::<c_int>::new();
         let ctx = callback.into_ctx();

@@ -53,9 +53,6 @@ pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<(), WriteError
     xattr.put_back(blob);
     wait_until_idle(blob).await;
     if write(blob).await.is_err() {
-        // The next operation that syncs or closes the blob tries again.
-        // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
-        unsafe { (*blob.as_ptr()).state = sys::SPDK_BLOB_STATE_DIRTY };
         return Err(WriteError::Unknown(failed.errno));
     }
     // Not before: until now the device's root page may have pointed to them.
@@ -65,10 +62,14 @@ pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<(), WriteError
 
 /// Waits until nobody writes the blob's metadata. It stays so until the next await.
 pub async fn wait_until_idle(blob: &OpenBlob) {
-    // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
-    while unsafe { !(*blob.as_ptr()).persists_to_complete.tqh_first.is_null() } {
+    while !is_idle(blob) {
         sync(blob).await;
     }
+}
+
+fn is_idle(blob: &OpenBlob) -> bool {
+    // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
+    unsafe { (*blob.as_ptr()).persists_to_complete.tqh_first.is_null() }
 }
 
 /// `spdk_blob_sync_md`, also for a snapshot: it has `md_ro` set, which makes that function return
@@ -104,6 +105,10 @@ async fn write(blob: &OpenBlob) -> std::result::Result<(), FailedWrite> {
         ((*raw).clean.pages, (*raw).active.num_pages)
     };
     let rc = sync(blob).await;
+    if rc != 0 && !is_idle(blob) {
+        // The next write has begun, and `active` has its pages.
+        return Err(FailedWrite { errno: rc.abs(), lost_pages: Vec::new() });
+    }
     // SAFETY: as above. When an I/O fails, `active` has the pages that were claimed for it, or, if
     // it didn't come to that, a copy of those in `clean`.
     unsafe {

@@ -10,7 +10,7 @@ use spdk_sys as sys;
 use crate::detach::detach_lvol;
 use crate::error::Result;
 use crate::lineage::ZeroesDev;
-use crate::subsystem::OPERATIONS;
+use crate::subsystem::begin_operation;
 use crate::task;
 
 const METHOD: &CStr = c"bdev_lvol_detach_parent";
@@ -83,8 +83,10 @@ unsafe extern "C" fn handle(
     // thread that asked for it.
     unsafe {
         task::spawn(async move {
-            let _operation = OPERATIONS.acquire().await;
-            request.reply(detach_lvol(&name, zeroes).await);
+            match begin_operation().await {
+                Ok(_turn) => request.reply(detach_lvol(&name, zeroes).await),
+                Err(error) => request.reply(Err(error)),
+            }
         });
     }
 }

@@ -1,18 +1,30 @@
 //! The SPDK subsystem `lvol_detach`, which starts with the target and depends on `bdev`. It is
 //! registered by `c_shim/shim.c`.
 
-use async_lock::Semaphore;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_lock::{Semaphore, SemaphoreGuard};
 use spdk_sys as sys;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::{guard, log, rpc, task, version};
 
-const MAX_OPERATIONS: usize = 16;
+const MAX_OPERATIONS: usize = 128;
 
-/// A detach that is under way has one of these; the others wait. The metadata channel of a
-/// blobstore has 32 request sets (`SPDK_BLOB_OPTS_MAX_MD_OPS`) for everybody, and whoever finds
-/// none gets ENOMEM.
-pub static OPERATIONS: Semaphore = Semaphore::new(MAX_OPERATIONS);
+/// A detach that is under way has one of these; the others wait. The metadata channel of a lvstore
+/// has 512 request sets (`SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS`) for everybody, and whoever finds none
+/// gets ENOMEM.
+static OPERATIONS: Semaphore = Semaphore::new(MAX_OPERATIONS);
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// Waits for a turn. The target doesn't stop before it is dropped.
+pub async fn begin_operation() -> Result<SemaphoreGuard<'static>> {
+    let turn = OPERATIONS.acquire().await;
+    if STOPPING.load(Ordering::Relaxed) {
+        return Err(Error::new(libc::ESHUTDOWN, "the target is about to stop"));
+    }
+    Ok(turn)
+}
 
 /// Called by SPDK, once, when the subsystems that this one depends on are there.
 #[unsafe(no_mangle)]
@@ -43,15 +55,18 @@ fn refuse(error: &Error) {
 }
 
 /// Called by SPDK when the target stops, before the bdevs go. It goes on when no detach is under
-/// way, and lets none start.
+/// way, and refuses those that come.
 #[unsafe(no_mangle)]
 extern "C" fn lvol_detach_fini() {
     // SAFETY: subsystems stop on the thread that serves RPCs, where operations end.
     unsafe {
         task::spawn(async {
-            for _ in 0..MAX_OPERATIONS {
-                OPERATIONS.acquire().await.forget();
+            STOPPING.store(true, Ordering::Relaxed);
+            let mut turns = Vec::with_capacity(MAX_OPERATIONS);
+            while turns.len() < MAX_OPERATIONS {
+                turns.push(OPERATIONS.acquire().await);
             }
+            drop(turns);
             sys::spdk_subsystem_fini_next();
         });
     }
