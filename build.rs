@@ -31,6 +31,7 @@ fn compile(root: &Path, file: &Path, name: &str) {
     cc::Build::new()
         .file(file)
         .include(root.join("include"))
+        .include(env::var_os("DEP_SPDK_INCLUDE").unwrap_or_default())
         .flag("-std=gnu11")
         .warnings(false)
         .cargo_metadata(false)

@@ -6,7 +6,7 @@
 
 #include "spdk/stdinc.h"
 #include "spdk/log.h"
-#include "spdk_internal/init.h"
+#include "compat.h"
 
 void lvol_detach_init(void);
 void lvol_detach_fini(void);

@@ -71,10 +71,13 @@ fn spdk_root() -> PathBuf {
 fn main() {
     let root = spdk_root();
     println!("cargo::rerun-if-changed=wrapper.h");
+    println!("cargo::rerun-if-changed=compat.h");
     println!("cargo::rerun-if-changed={}", root.join("lib/blob/blobstore.h").display());
     println!("cargo::rerun-if-changed={}", root.join("build/lib/pkgconfig/spdk_blob.pc").display());
     // Handed to build.rs of the crates that depend on this one, as DEP_SPDK_ROOT.
     println!("cargo::metadata=root={}", root.display());
+    // With compat.h, as DEP_SPDK_INCLUDE.
+    println!("cargo::metadata=include={}", env!("CARGO_MANIFEST_DIR"));
 
     let mut builder = bindgen::Builder::default()
         .header("wrapper.h")

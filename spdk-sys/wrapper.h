@@ -13,8 +13,9 @@
 #include "spdk/rpc.h"
 #include "spdk/thread.h"
 #include "spdk/version.h"
-#include "spdk_internal/init.h"
 #include "spdk_internal/lvolstore.h"
+
+#include "compat.h"
 
 /* Private headers of SPDK's blobstore library and lvol module. */
 #include "blobstore.h"
