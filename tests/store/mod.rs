@@ -3,13 +3,18 @@
 
 #![allow(dead_code, reason = "each test crate uses its part")]
 
+pub mod faulty_dev;
+pub mod journal;
+pub mod scenarios;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
-use std::os::raw::c_void;
+use std::os::raw::{c_char, c_void};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
+use std::task::{Context, Poll, Waker};
 
 use spdk_lvol_detach::blob::{BlobId, Blobstore, OpenBlob};
 use spdk_lvol_detach::detach::{Detached, detach};
@@ -68,6 +73,16 @@ pub fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
     }
 }
 
+/// SPDK's zeroes device, as the guard finds it: once is enough.
+async fn zeroes_dev() -> Result<ZeroesDev> {
+    static ZEROES: OnceLock<ZeroesDev> = OnceLock::new();
+    if let Some(&zeroes) = ZEROES.get() {
+        return Ok(zeroes);
+    }
+    let zeroes = guard::prove().await?;
+    Ok(*ZEROES.get_or_init(|| zeroes))
+}
+
 /// An image of so many clusters.
 pub fn image(clusters: usize) -> Image {
     Rc::new(RefCell::new(vec![0; clusters * CLUSTER_LEN]))
@@ -103,7 +118,7 @@ impl Store {
     }
 
     async fn start(image: &Image, hook: Option<WriteHook>, create: bool) -> Result<Store> {
-        let zeroes = guard::prove().await?;
+        let zeroes = zeroes_dev().await?;
         let dev = memory_dev::create(Rc::clone(image), hook);
         let mut opts = sys::spdk_bs_opts::default();
         let (callback, done) = Callback::<(*mut sys::spdk_blob_store, c_int)>::new();
@@ -159,6 +174,40 @@ impl Store {
         // SAFETY: the store is loaded.
         self.id("snapshot", |ctx| unsafe {
             sys::spdk_bs_create_snapshot(self.raw, id, ptr::null(), Some(id_callback), ctx);
+        })
+        .await
+    }
+
+    /// A snapshot that has an xattr from the start: later it is read-only.
+    pub async fn snapshot_with_xattr(
+        &self,
+        id: BlobId,
+        name: &'static std::ffi::CStr,
+        value: &[u8],
+    ) -> Result<BlobId> {
+        unsafe extern "C" fn get_value(
+            value: *mut c_void,
+            _: *const c_char,
+            bytes: *mut *const c_void,
+            length: *mut usize,
+        ) {
+            // SAFETY: `value` is the slice below; SPDK copies its bytes.
+            unsafe {
+                let value = &*value.cast::<&[u8]>();
+                *bytes = value.as_ptr().cast();
+                *length = value.len();
+            }
+        }
+        let mut names = [name.as_ptr().cast_mut()];
+        let xattrs = sys::spdk_blob_xattr_opts {
+            count: 1,
+            names: names.as_mut_ptr(),
+            ctx: (&raw const value).cast_mut().cast(),
+            get_value: Some(get_value),
+        };
+        // SAFETY: the store is loaded; the options live until the snapshot is there.
+        self.id("snapshot", |ctx| unsafe {
+            sys::spdk_bs_create_snapshot(self.raw, id, &xattrs, Some(id_callback), ctx);
         })
         .await
     }
@@ -241,6 +290,14 @@ impl Store {
         self.sync(blob).await
     }
 
+    /// Removes an xattr, and writes the metadata.
+    pub async fn remove_xattr(&self, blob: &OpenBlob, name: &std::ffi::CStr) -> Result<()> {
+        // SAFETY: the blob is open.
+        let rc = unsafe { sys::spdk_blob_remove_xattr(raw(blob), name.as_ptr()) };
+        check(rc, || "remove an xattr".to_owned())?;
+        self.sync(blob).await
+    }
+
     async fn sync(&self, blob: &OpenBlob) -> Result<()> {
         let raw = raw(blob);
         // SAFETY: the blob is open.
@@ -283,10 +340,19 @@ impl Store {
 
     /// Fills a whole cluster with one byte.
     pub async fn write_cluster(&self, blob: &OpenBlob, cluster: u64, fill: u8) -> Result<()> {
+        let (offset, length) = io_units(cluster);
+        self.write(blob, offset, length, fill).await
+    }
+
+    /// Fills the first io unit of a cluster with one byte.
+    pub async fn write_io_unit(&self, blob: &OpenBlob, cluster: u64, fill: u8) -> Result<()> {
+        self.write(blob, io_units(cluster).0, 1, fill).await
+    }
+
+    async fn write(&self, blob: &OpenBlob, offset: u64, length: u64, fill: u8) -> Result<()> {
         let mut buffer = DmaBuffer::new();
         buffer.bytes().fill(fill);
         let raw = raw(blob);
-        let (offset, length) = io_units(cluster);
         // SAFETY: the blob is open, the channel its store's, and the buffer lives until the end.
         let rc = status(|ctx| unsafe {
             let (channel, payload) = (self.channel.as_ptr(), buffer.0.cast());
@@ -315,6 +381,26 @@ impl Store {
         })
         .await;
         check(rc, || "unmap".to_owned())
+    }
+
+    /// Waits until nobody writes the blob's metadata, nor waits to close it.
+    pub async fn settle(&self, blob: &OpenBlob) {
+        // SAFETY: the blob is open, and this thread owns its metadata.
+        while unsafe { !(*raw(blob)).persists_to_complete.tqh_first.is_null() } {
+            next_round().await;
+        }
+        // Who waited for a write learns of its end in a message.
+        next_round().await;
+    }
+
+    /// Closes a blob by SPDK's own function alone, as the lvol library does.
+    pub async fn close(&self, blob: OpenBlob) -> Result<()> {
+        let raw = raw(&blob);
+        std::mem::forget(blob);
+        // SAFETY: the reference was the value's.
+        let rc =
+            status(|ctx| unsafe { sys::spdk_blob_close(raw, Some(status_callback), ctx) }).await;
+        check(rc, || "close".to_owned())
     }
 
     /// The ids of all blobs.
@@ -352,6 +438,14 @@ impl Store {
         unsafe { sys::spdk_bs_total_data_cluster_count(self.raw) }
     }
 
+    /// Where on the device the data starts: before it is metadata.
+    pub fn data_start(&self) -> usize {
+        // SAFETY: the store is loaded.
+        unsafe {
+            ((*self.raw).total_clusters - (*self.raw).total_data_clusters) as usize * CLUSTER_LEN
+        }
+    }
+
     /// How many metadata pages are in use.
     pub fn used_md_pages(&self) -> u32 {
         // SAFETY: the store is loaded.
@@ -370,6 +464,7 @@ impl Store {
                 clones: clones(self.raw, id),
                 clusters: (0..clusters).map(|i| *(*raw).active.clusters.add(i)).collect(),
                 num_allocated_clusters: (*raw).active.num_allocated_clusters,
+                num_md_pages: (*raw).active.num_pages + num_extent_pages(raw),
                 zeroes_backed: self.zeroes.is_behind(&blob),
                 locked: (*raw).locked_operation_in_progress,
                 references: (*raw).open_ref - 1,
@@ -383,10 +478,10 @@ impl Store {
         for cluster in 0..description.clusters.len() {
             let bytes = self.read_cluster(&blob, cluster as u64).await?;
             let first = bytes[0];
-            assert!(
-                bytes.iter().all(|&byte| byte == first),
-                "cluster {cluster} of {id:#x} is torn"
-            );
+            if bytes.iter().any(|&byte| byte != first) {
+                let what = format!("cluster {cluster} of {id:#x} is torn");
+                return Err(Error::new(libc::EILSEQ, what));
+            }
             description.data.push(first);
         }
         blob.close().await?;
@@ -402,6 +497,31 @@ impl Store {
     }
 }
 
+/// Starts something, and leaves it to the caller when to wait for it.
+pub fn start<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let mut future = Box::pin(future);
+    let first = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    async move {
+        match first {
+            Poll::Ready(value) => value,
+            Poll::Pending => future.await,
+        }
+    }
+}
+
+/// Waits until the thread's messages that were sent before have run.
+pub async fn next_round() {
+    unsafe extern "C" fn run(ctx: *mut c_void) {
+        // SAFETY: the message runs once.
+        unsafe { status_callback(ctx, 0) }
+    }
+    // SAFETY: this is an SPDK thread.
+    status(|ctx| unsafe {
+        assert_eq!(sys::spdk_thread_send_msg(sys::spdk_get_thread(), Some(run), ctx), 0);
+    })
+    .await;
+}
+
 /// What a store says of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
@@ -410,6 +530,8 @@ pub struct Description {
     /// The place of each cluster on the device, 0 where it owns none.
     pub clusters: Vec<u64>,
     pub num_allocated_clusters: u64,
+    /// Metadata pages that it owns, with those of its extent table.
+    pub num_md_pages: u32,
     /// Backed by SPDK's own zeroes device: an unmap gives clusters back.
     pub zeroes_backed: bool,
     pub locked: bool,
@@ -425,6 +547,18 @@ pub struct Description {
 
 fn raw(blob: &OpenBlob) -> *mut sys::spdk_blob {
     blob.as_ptr()
+}
+
+/// # Safety
+///
+/// `blob` is open, on this thread.
+unsafe fn num_extent_pages(blob: *mut sys::spdk_blob) -> u32 {
+    // SAFETY: as the caller says.
+    unsafe {
+        let extents = &raw const (*blob).active;
+        let count = (*extents).num_extent_pages as usize;
+        (0..count).filter(|&i| *(*extents).extent_pages.add(i) != 0).count() as u32
+    }
 }
 
 fn io_units(cluster: u64) -> (u64, u64) {
