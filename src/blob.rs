@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 use spdk_sys as sys;
 
 use crate::error::{Error, Result, check};
-use crate::task::{Callback, status, status_callback};
+use crate::task::{Callback, next_round, status, status_callback};
 
 /// A blob's id.
 pub type BlobId = sys::spdk_blob_id;
@@ -159,15 +159,40 @@ impl OpenBlob {
         Some(Lock(self.0))
     }
 
+    /// Whether nobody writes its metadata.
+    pub fn is_idle(&self) -> bool {
+        // SAFETY: the blob is in memory, and this thread owns its metadata (invariants).
+        unsafe { (*self.as_ptr()).persists_to_complete.tqh_first.is_null() }
+    }
+
+    /// Waits until nobody writes its metadata. It stays so until the next await.
+    ///
+    /// A sync of one's own would wait as well, but it would be one more write, behind the one that
+    /// runs; and without a free request set it would fail at once, and not wait at all.
+    pub async fn wait_until_idle(&self) {
+        while !self.is_idle() {
+            next_round().await;
+        }
+    }
+
     /// Closes it, and waits until its reference is gone.
     pub async fn close(self) -> Result<()> {
         let id = self.id();
-        let raw = self.as_ptr();
-        std::mem::forget(self);
-        // SAFETY: the reference was the value's, and the value is gone.
-        let rc =
-            status(|ctx| unsafe { sys::spdk_blob_close(raw, Some(status_callback), ctx) }).await;
-        check(rc, || format!("could not close blob {id:#x}"))
+        loop {
+            // A close while the metadata is being written queues one more write.
+            self.wait_until_idle().await;
+            let raw = self.as_ptr();
+            // SAFETY: the reference is the value's, and goes but if there is no memory.
+            let rc = status(|ctx| unsafe { sys::spdk_blob_close(raw, Some(status_callback), ctx) })
+                .await;
+            // No request set is free: the blob is still open.
+            if rc == -libc::ENOMEM {
+                next_round().await;
+                continue;
+            }
+            std::mem::forget(self);
+            return check(rc, || format!("could not close blob {id:#x}"));
+        }
     }
 }
 

@@ -119,9 +119,8 @@ fn write_error(error: WriteError, name: &str, parent: &str) -> Error {
             errno,
             format!(
                 "the metadata write of {name} failed, and so did writing the old metadata again: \
-                 it still has its parent {parent}, but may come up without it if the target \
-                 restarts before its metadata is written. Mend the base bdev, then detach {name} \
-                 again, or rename it to write its metadata as it is"
+                 it still has its parent {parent}, but may come up without it after a restart. Mend \
+                 the base bdev, then detach {name} again"
             ),
         ),
     }

@@ -4,7 +4,6 @@ use crate::blob::{BlobId, Blobstore, Lock, OpenBlob};
 use crate::error::{Error, Result};
 use crate::lineage::with_descendants;
 use crate::lvol::{Lvol, Quiesced};
-use crate::metadata::wait_until_idle;
 
 /// A blob and its descendants, all open.
 pub struct Family {
@@ -45,17 +44,26 @@ impl Family {
     ) -> Result<(Family, Vec<Lock>)> {
         let root = Member { blob: bs.open(id).await?, lvol };
         let mut family = Family { root, descendants: Vec::new() };
-        let ids = with_descendants(bs, family.root());
+        match family.open_and_lock_descendants(bs).await {
+            Ok(locks) => Ok((family, locks)),
+            Err(error) => {
+                family.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_and_lock_descendants(&mut self, bs: Blobstore) -> Result<Vec<Lock>> {
+        let ids = with_descendants(bs, self.root());
         for &id in ids.iter().skip(1) {
-            let member = family.open_relative(bs, id).await?;
-            family.descendants.push(member);
+            let member = self.open_relative(bs, id).await?;
+            self.descendants.push(member);
         }
         // From here to the return nothing is awaited: what is found stays so.
-        if with_descendants(bs, family.root()) != ids {
-            return Err(family.changing());
+        if with_descendants(bs, self.root()) != ids {
+            return Err(self.changing());
         }
-        let locks = family.lock_members()?;
-        Ok((family, locks))
+        self.lock_members()
     }
 
     /// Opens another blob of the same store, and its lvol.
@@ -126,7 +134,7 @@ impl Family {
         for member in std::iter::once(&self.root).chain(&self.descendants) {
             // A resize gives up its lock before the bdev has its new size, which it gets when the
             // metadata is written (`lvol_blob_resize_cb`, lib/lvol/lvol.c).
-            wait_until_idle(&member.blob).await;
+            member.blob.wait_until_idle().await;
         }
         // All of them start before the first is waited for.
         let started: Vec<_> = self.lvols().map(Lvol::quiesce).collect();

@@ -92,6 +92,8 @@ fn check_stores(scratch: &Scratch) -> Result<Blobstore> {
         fits(name.to_bytes() == scratch.name().as_bytes(), "spdk_lvol_store.name")?;
 
         let bs = (*lvs).blobstore;
+        // The super block is the first page, and the masks of used pages follow.
+        fits((1..64).contains(&(*bs).md_start), "spdk_blob_store.md_start")?;
         fits((*bs).md_thread == sys::spdk_get_thread(), "spdk_blob_store.md_thread")?;
         fits((*bs).dev == scratch.dev(), "spdk_blob_store.dev")?;
         // These two stand behind `used_md_pages` and `used_lock`.

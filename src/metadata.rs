@@ -15,12 +15,12 @@
 //! `blob_persist_complete` does (`blob_mark_clean`) for a write that worked and never otherwise.
 
 use std::ffi::CStr;
-use std::os::raw::c_int;
+use std::os::raw::{c_int, c_void};
 use std::ptr::NonNull;
 
 use spdk_sys as sys;
 
-use crate::blob::OpenBlob;
+use crate::blob::{BlobId, OpenBlob};
 use crate::task::{status, status_callback};
 
 /// The blob still has its parent in memory. What of the device?
@@ -42,7 +42,7 @@ pub enum WriteError {
 ///
 /// The blob must be locked against operations that change its parent.
 pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<(), WriteError> {
-    wait_until_idle(blob).await;
+    blob.wait_until_idle().await;
     let Some(xattr) = ParentXattr::take(blob) else {
         return Err(WriteError::NoParent);
     };
@@ -51,25 +51,16 @@ pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<(), WriteError
         return Ok(());
     };
     xattr.put_back(blob);
-    wait_until_idle(blob).await;
+    if failed.nothing_written {
+        return Err(WriteError::PutBack(failed.errno));
+    }
+    blob.wait_until_idle().await;
     if write(blob).await.is_err() {
         return Err(WriteError::Unknown(failed.errno));
     }
     // Not before: until now the device's root page may have pointed to them.
     release_pages(blob, &failed.lost_pages);
     Err(WriteError::PutBack(failed.errno))
-}
-
-/// Waits until nobody writes the blob's metadata. It stays so until the next await.
-pub async fn wait_until_idle(blob: &OpenBlob) {
-    while !is_idle(blob) {
-        sync(blob).await;
-    }
-}
-
-fn is_idle(blob: &OpenBlob) -> bool {
-    // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
-    unsafe { (*blob.as_ptr()).persists_to_complete.tqh_first.is_null() }
 }
 
 /// `spdk_blob_sync_md`, also for a snapshot: it has `md_ro` set, which makes that function return
@@ -91,41 +82,175 @@ async fn sync(blob: &OpenBlob) -> c_int {
 
 struct FailedWrite {
     errno: c_int,
+    /// An allocation failed: the device is as it was.
+    nothing_written: bool,
     /// Metadata pages that the write claimed (`blob_persist_generate_new_md`). SPDK forgets them,
     /// and the next clean unload would put their loss on the device.
     lost_pages: Vec<u32>,
+}
+
+impl FailedWrite {
+    fn before_it_began(errno: c_int) -> FailedWrite {
+        FailedWrite { errno, nothing_written: true, lost_pages: Vec::new() }
+    }
+
+    fn under_way(errno: c_int, lost_pages: Vec<u32>) -> FailedWrite {
+        FailedWrite { errno, nothing_written: false, lost_pages }
+    }
 }
 
 /// Writes the blob's metadata as it is in memory. No other write of it may run.
 async fn write(blob: &OpenBlob) -> std::result::Result<(), FailedWrite> {
     let raw = blob.as_ptr();
     // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
-    let (clean_pages, num_pages) = unsafe {
-        (*raw).state = sys::SPDK_BLOB_STATE_DIRTY;
-        ((*raw).clean.pages, (*raw).active.num_pages)
+    let (state, clean_pages, num_pages) = unsafe {
+        let state = std::mem::replace(&mut (*raw).state, sys::SPDK_BLOB_STATE_DIRTY);
+        (state, (*raw).clean.pages, (*raw).active.num_pages)
     };
     let rc = sync(blob).await;
-    if rc != 0 && !is_idle(blob) {
-        // The next write has begun, and `active` has its pages.
-        return Err(FailedWrite { errno: rc.abs(), lost_pages: Vec::new() });
-    }
-    // SAFETY: as above. When an I/O fails, `active` has the pages that were claimed for it, or, if
-    // it didn't come to that, a copy of those in `clean`.
+    let errno = if rc == 0 { libc::EIO } else { rc.abs() };
+    // SAFETY: as above.
     unsafe {
-        if rc != 0 {
-            let clean = md_pages(&raw const (*raw).clean);
-            let claimed = md_pages(&raw const (*raw).active).into_iter();
-            let lost_pages = claimed.filter(|page| !clean.contains(page)).collect();
-            return Err(FailedWrite { errno: rc.abs(), lost_pages });
+        let replaced = (*raw).clean.pages != clean_pages;
+        if rc == 0 && replaced {
+            return match chain_is_written(blob).await {
+                Ok(()) => Ok(()),
+                Err(errno) => Err(FailedWrite::under_way(errno, Vec::new())),
+            };
         }
-        if (*raw).clean.pages == clean_pages {
-            // An allocation failed. If it was in `blob_serialize`, it has left a count of pages
-            // that doesn't fit them; 0 would even have the blob deleted (`blob_persist_start`).
+        if replaced || !blob.is_idle() {
+            // The next write has begun, and `active` has its pages.
+            return Err(FailedWrite::under_way(errno, Vec::new()));
+        }
+        if (*raw).state == sys::SPDK_BLOB_STATE_DIRTY && (rc == 0 || rc == -libc::ENOMEM) {
+            // The state is CLEAN from when the write begins (`blob_persist_generate_new_md`). If
+            // `blob_serialize` failed, it has left a count of pages that doesn't fit them; 0 would
+            // even have the blob deleted (`blob_persist_start`).
             (*raw).active.num_pages = num_pages;
-            return Err(FailedWrite { errno: libc::ENOMEM, lost_pages: Vec::new() });
+            (*raw).state = state;
+            return Err(FailedWrite::before_it_began(libc::ENOMEM));
+        }
+        // `active` has the pages that were claimed, or, if it didn't come to that, a copy of those
+        // in `clean`.
+        let clean = md_pages(&raw const (*raw).clean);
+        let claimed = md_pages(&raw const (*raw).active).into_iter();
+        let lost_pages = claimed.filter(|page| !clean.contains(page)).collect();
+        forget_released_pages(blob);
+        Err(FailedWrite::under_way(errno, lost_pages))
+    }
+}
+
+/// If the old pages could not all be zeroed, but the last of them could, they are free all the same
+/// (`bs_batch_completion` passes on only the last status, `blob_persist_zero_pages_cpl`), while the
+/// blob still has them in `clean`: the next write would zero them, which by then it may have
+/// claimed itself.
+fn forget_released_pages(blob: &OpenBlob) {
+    let raw = blob.as_ptr();
+    // SAFETY: the blob, and so its blobstore, is in memory, and this thread owns its metadata
+    // (`OpenBlob`).
+    unsafe {
+        let used = (*(*raw).bs).used_md_pages;
+        let clean = md_pages(&raw const (*raw).clean);
+        if clean.iter().any(|&page| !sys::spdk_bit_array_get(used, page)) {
+            (*raw).clean.num_pages = 1;
         }
     }
-    Ok(())
+}
+
+/// Makes sure that the pages after the first are on the device, or says why not. If there are two
+/// or more, SPDK doesn't know: they are written at the same time, and of their statuses it takes
+/// only the last one for that of all (`bs_batch_completion`).
+async fn chain_is_written(blob: &OpenBlob) -> std::result::Result<(), c_int> {
+    let raw = blob.as_ptr();
+    loop {
+        blob.wait_until_idle().await;
+        // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
+        let (clean, pages) = unsafe { ((*raw).clean.pages, md_pages(&raw const (*raw).clean)) };
+        if pages.len() < 2 {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        for (index, &page) in pages.iter().enumerate() {
+            let next = pages.get(index + 1).copied().unwrap_or(NO_PAGE);
+            let read = MdPage::read(blob, page).await;
+            outcome = outcome.and(read.and_then(|page| page.check(blob.id(), index + 1, next)));
+        }
+        // SAFETY: as above. If somebody has written them elsewhere meanwhile, what was read is not
+        // what counts.
+        if unsafe { (*raw).clean.pages } == clean {
+            return outcome;
+        }
+    }
+}
+
+/// `SPDK_INVALID_MD_PAGE`
+const NO_PAGE: u32 = u32::MAX;
+
+/// A metadata page as it is on the device.
+///
+/// # Invariants
+///
+/// `0` is memory of a page, from `spdk_dma_zmalloc`, that belongs to the value.
+struct MdPage(NonNull<sys::spdk_blob_md_page>);
+
+impl MdPage {
+    async fn read(blob: &OpenBlob, page: u32) -> std::result::Result<MdPage, c_int> {
+        unsafe extern "C" fn done(_: *mut sys::spdk_io_channel, ctx: *mut c_void, rc: c_int) {
+            // SAFETY: the context is from `status`, and the device completes an I/O once.
+            unsafe { status_callback(ctx, rc) }
+        }
+        // SAFETY: the blob, and so its blobstore and the device, is in memory (`OpenBlob`). The
+        // buffer, the channel and the arguments are there until the read is done.
+        unsafe {
+            let bs = (*blob.as_ptr()).bs;
+            let dev = (*bs).dev;
+            let page_len = size_of::<sys::spdk_blob_md_page>();
+            let buffer = sys::spdk_dma_zmalloc(page_len, 0, std::ptr::null_mut());
+            let buffer = MdPage(NonNull::new(buffer.cast()).ok_or(libc::ENOMEM)?);
+            let (Some(create_channel), Some(destroy_channel), Some(read)) =
+                ((*dev).create_channel, (*dev).destroy_channel, (*dev).read)
+            else {
+                return Err(libc::ENOTSUP);
+            };
+            let channel = NonNull::new(create_channel(dev)).ok_or(libc::ENOMEM)?.as_ptr();
+            let mut args =
+                sys::spdk_bs_dev_cb_args { cb_fn: Some(done), channel, ..Default::default() };
+            let args = &raw mut args;
+            let blocks = page_len as u64 / u64::from((*dev).blocklen);
+            // As `bs_md_page_to_lba`: a page may take more room than its content.
+            let room = sys::spdk_bs_get_page_size(bs) / u64::from((*dev).blocklen);
+            let lba = ((*bs).md_start + u64::from(page)) * room;
+            let rc = status(|ctx| {
+                (*args).cb_arg = ctx;
+                read(dev, channel, buffer.0.as_ptr().cast(), lba, blocks as u32, args);
+            })
+            .await;
+            destroy_channel(dev, channel);
+            if rc == 0 { Ok(buffer) } else { Err(rc.abs()) }
+        }
+    }
+
+    /// Whether it is this one of the blob's pages, and whole.
+    fn check(&self, id: BlobId, sequence_num: usize, next: u32) -> std::result::Result<(), c_int> {
+        let page = self.0.as_ptr();
+        // SAFETY: the memory is a page's (invariant).
+        unsafe {
+            let len = size_of::<sys::spdk_blob_md_page>() - size_of::<u32>();
+            let crc = sys::spdk_crc32c_update(page.cast(), len, u32::MAX) ^ u32::MAX;
+            let is_whole = (*page).crc == crc;
+            let is_it = (*page).id == id
+                && (*page).sequence_num as usize == sequence_num
+                && (*page).next == next;
+            if is_whole && is_it { Ok(()) } else { Err(libc::EIO) }
+        }
+    }
+}
+
+impl Drop for MdPage {
+    fn drop(&mut self) {
+        // SAFETY: the memory is the value's.
+        unsafe { sys::spdk_dma_free(self.0.as_ptr().cast()) }
+    }
 }
 
 /// A blob's metadata pages without the first, whose place follows from the blob's id.

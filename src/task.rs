@@ -108,3 +108,18 @@ pub async fn status(start: impl FnOnce(*mut c_void)) -> c_int {
     start(callback.into_ctx());
     done.await.unwrap_or(-libc::ECANCELED)
 }
+
+/// Waits until the messages that the thread has now have run.
+pub async fn next_round() {
+    unsafe extern "C" fn wake(ctx: *mut c_void) {
+        // SAFETY: the context is from `status`, and comes back once.
+        unsafe { status_callback(ctx, 0) }
+    }
+    // SAFETY: tasks run on SPDK threads. Without memory for a message there is nothing to wait for.
+    status(|ctx| unsafe {
+        if sys::spdk_thread_send_msg(sys::spdk_get_thread(), Some(wake), ctx) != 0 {
+            wake(ctx);
+        }
+    })
+    .await;
+}
