@@ -5,6 +5,7 @@
 #include "spdk/bit_array.h"
 #include "spdk/bdev_module.h"
 #include "spdk/blob.h"
+#include "spdk/crc32.h"
 #include "spdk/env.h"
 #include "spdk/json.h"
 #include "spdk/jsonrpc.h"
