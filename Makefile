@@ -24,7 +24,7 @@ setup:
 	@scripts/setup.sh
 
 build: setup
-	@$(ENV) cargo build --release --locked
+	@$(ENV) cargo build --release --locked --workspace
 
 # The build makes both; this is the name for those who want the static target.
 static: build

@@ -27,7 +27,7 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use spdk_lvol_detach::rpc::decode_name;
 use spdk_sys as sys;
 
-const INPUTS: u32 = 200_000;
+const INPUTS: u32 = 150_000;
 
 /// `SPDK_JSON_PARSE_FLAG_DECODE_IN_PLACE`
 const DECODE_IN_PLACE: u32 = 1;
