@@ -2,8 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::ops::AddAssign;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use spdk_lvol_detach::blob::{BlobId, OpenBlob};
 use spdk_lvol_detach::error::{Error, Result};
@@ -15,6 +18,9 @@ use crate::store::{self, Description, Store};
 
 /// So few that operations run out of clusters now and then, but not of metadata pages.
 const CLUSTERS: usize = 40;
+
+/// More rounds of the thread than it takes to write a blob's metadata.
+const SETTLING_ROUNDS: u32 = 50;
 
 /// How many operations were played.
 #[derive(Debug, Default, Clone, Copy)]
@@ -53,8 +59,8 @@ pub async fn play(ops: &[Op<Pick>], verbose: bool) -> std::result::Result<Tally,
                 if verbose {
                     eprintln!("{step:?}");
                 }
-                steps.push(step);
-                game.play(step).await?;
+                steps.push(step.clone());
+                game.play(&step).await?;
             }
         }
         game.end().await
@@ -63,14 +69,13 @@ pub async fn play(ops: &[Op<Pick>], verbose: bool) -> std::result::Result<Tally,
 }
 
 /// Plays steps on a new store, without those that make no sense there.
-pub async fn replay(steps: impl Iterator<Item = Step>) -> std::result::Result<Tally, Failure> {
+pub async fn replay(steps: &[Step]) -> std::result::Result<Tally, Failure> {
     let mut played = Vec::new();
     let result = async {
         let mut game = Game::start().await?;
         for step in steps {
-            let there = step.op.named(|&name| game.model.has(name).then_some(name)).is_some();
-            if there && !game.model.avoids(step.op) {
-                played.push(step);
+            if game.can_play(&step.op) {
+                played.push(step.clone());
                 game.play(step).await?;
             }
         }
@@ -87,9 +92,15 @@ struct State {
     md_pages: u32,
 }
 
+/// A step, and how it ended: with the id of the new blob, if it made one.
+struct Played {
+    step: Step,
+    result: Result<Option<BlobId>>,
+}
+
 struct Game {
     image: Image,
-    /// It is gone only in the middle of a load.
+    /// None only while it is loaded anew, and if that has failed.
     store: Option<Store>,
     held: BTreeMap<Name, OpenBlob>,
     model: Model,
@@ -125,37 +136,35 @@ impl Game {
 
     /// The steps that an operation comes to.
     fn plan(&mut self, op: &Op<Pick>) -> Vec<Step> {
-        let op = op.named(|pick| self.model.pick(pick)).filter(|&op| !self.model.avoids(op));
-        let Some(op) = op else { return Vec::new() };
+        let Some(op) = op.named(&|pick| self.model.pick(pick)) else { return Vec::new() };
+        if self.model.avoids(&op) {
+            return Vec::new();
+        }
         let creates = op.creates().then(|| {
             self.names += 1;
             Name(self.names)
         });
-        let step = Step { op, creates };
-        match op {
-            Op::Delete { blob, closed: true } if self.model.is_held(blob) => {
-                vec![Step { op: Op::Close(blob), creates: None }, step]
-            }
-            _ => vec![step],
-        }
+        let before = self.model.prepare(&op).into_iter().map(|op| Step { op, creates: None });
+        before.chain([Step { op, creates }]).collect()
     }
 
-    async fn play(&mut self, step: Step) -> Outcome {
+    /// Whether an operation that was planned in another game makes sense in this one.
+    fn can_play(&self, op: &Op<Name>) -> bool {
+        let there = op.named(&|&name| self.model.has(name).then_some(name)).is_some();
+        there && !self.model.avoids(op) && self.model.prepare(op).is_empty()
+    }
+
+    async fn play(&mut self, step: &Step) -> Outcome {
         let played = async {
-            let expected = self.model.refusal(step.op);
-            let outcome = self.perform(step).await;
-            match (&outcome, expected) {
-                (&Ok(id), None) => self.model.apply(step, id),
-                (Err(error), Some(errno)) if error.code() == -errno => {}
-                (Err(error), _) => return Err(error.to_string()),
-                (Ok(_), Some(errno)) => {
-                    return Err(format!("it was done, expected {}", errno::Errno(errno)));
-                }
-            }
-            let state = look(self.store()).await.map_err(|error| error.to_string())?;
-            self.compare(&state)?;
+            let results = self.perform(step).await;
+            let Some(store) = &self.store else {
+                let error = results.into_iter().find_map(|played| played.result.err());
+                return Err(error.map_or_else(String::new, |error| error.to_string()));
+            };
+            let state = look(store).await.map_err(|error| error.to_string())?;
+            self.model = self.explain(&results, &state)?;
             let before = std::mem::replace(&mut self.state, state);
-            self.compare_with_before(step.op, &before, outcome.is_ok())
+            self.compare_with_before(&results, &before)
         };
         played.await.map_err(|what| format!("{step:?}: {what}"))
     }
@@ -164,60 +173,56 @@ impl Game {
         self.store.as_ref().expect("the store is loaded")
     }
 
-    /// Plays a step on the store. If it makes a blob, returns its id.
-    async fn perform(&mut self, step: Step) -> Result<Option<BlobId>> {
-        let store = self.store();
-        let id = match step.op {
-            Op::Create { clusters, thin } => store.create_blob(clusters, thin).await?,
-            Op::Snapshot { blob, checksum } => {
-                let (id, checksum) = (self.model.id(blob), checksum.to_le_bytes());
-                store.snapshot_with_xattr(id, CHECKSUM.0, &checksum).await?
+    /// Plays a step on the store.
+    async fn perform(&mut self, step: &Step) -> Vec<Played> {
+        let results = match &step.op {
+            Op::DetachDuring { blob, other, delay } => {
+                let other = Step { op: (**other).clone(), creates: step.creates };
+                let detach = Step { op: Op::Detach(*blob), creates: None };
+                let (first, second) = join(
+                    self.act_after(u8::try_from(-delay).unwrap_or(0), &other.op),
+                    self.act_after(u8::try_from(*delay).unwrap_or(0), &detach.op),
+                )
+                .await;
+                // One that was refused doesn't wait until the blobs that it has opened are closed.
+                for _ in 0..SETTLING_ROUNDS {
+                    store::round().await;
+                }
+                vec![(other, first), (detach, second)]
             }
-            Op::Clone(snapshot) => store.clone_of(self.model.id(snapshot)).await?,
             op => {
-                self.change(op).await?;
-                return Ok(None);
+                let result = match op {
+                    Op::Open(_) | Op::Close(_) | Op::Reload | Op::Crash => {
+                        self.hold_or_load(op).await.map(|()| None)
+                    }
+                    op => self.act(op).await,
+                };
+                vec![(step.clone(), result)]
             }
         };
-        if let Some(name) = step.creates {
-            let blob = store.open(id).await?;
-            self.held.insert(name, blob);
-        }
-        Ok(Some(id))
+        let hold = |(step, result): (Step, Result<Option<OpenBlob>>)| {
+            let result = result.map(|created| {
+                let id = created.as_ref().map(OpenBlob::id);
+                self.held.extend(step.creates.zip(created));
+                id
+            });
+            Played { step, result }
+        };
+        results.into_iter().map(hold).collect()
     }
 
-    /// Does an operation that makes no blob.
-    async fn change(&mut self, op: Op<Name>) -> Result<()> {
-        let store = self.store();
-        let id = |name| self.model.id(name);
+    /// Changes who holds a blob, or starts the store anew.
+    async fn hold_or_load(&mut self, op: &Op<Name>) -> Result<()> {
         match op {
-            Op::Create { .. } | Op::Snapshot { .. } | Op::Clone(_) => Ok(()),
-            Op::Open(blob) => {
-                let opened = store.open(id(blob)).await?;
-                self.held.insert(blob, opened);
+            Op::Open(name) => {
+                let blob = self.store().open(self.model.id(*name)).await?;
+                self.held.insert(*name, blob);
                 Ok(())
             }
-            Op::Close(blob) => match self.held.remove(&blob) {
+            Op::Close(name) => match self.held.remove(name) {
                 Some(blob) => blob.close().await,
                 None => Ok(()),
             },
-            Op::Delete { blob, .. } => store.delete(id(blob)).await,
-            Op::Inflate(blob) => store.inflate(id(blob)).await,
-            Op::Decouple(blob) => store.decouple(id(blob)).await,
-            Op::SetParent { blob, snapshot } => store.set_parent(id(blob), id(snapshot)).await,
-            Op::Detach(blob) => self.detach(blob).await,
-            Op::DetachWhileLocked { blob, locked } => {
-                let locked = store.open(id(locked)).await?;
-                let lock = locked.lock();
-                let result = self.detach(blob).await;
-                drop(lock);
-                locked.close().await?;
-                result
-            }
-            Op::Reload => {
-                self.unload().await?;
-                self.load().await
-            }
             Op::Crash => {
                 let image = Rc::new(RefCell::new(self.image.borrow().clone()));
                 // What this still writes, it writes to the other image.
@@ -225,6 +230,31 @@ impl Game {
                 self.image = image;
                 self.load().await
             }
+            _ => {
+                self.unload().await?;
+                self.load().await
+            }
+        }
+    }
+
+    /// Does an operation in the store, so many rounds of the thread from now.
+    async fn act_after(&self, rounds: u8, op: &Op<Name>) -> Result<Option<OpenBlob>> {
+        for _ in 0..rounds {
+            store::round().await;
+        }
+        self.act(op).await
+    }
+
+    /// Does an operation in the store. If it makes a blob, returns that.
+    async fn act(&self, op: &Op<Name>) -> Result<Option<OpenBlob>> {
+        let store = self.store();
+        let id = |name| self.model.id(name);
+        let created = match *op {
+            Op::Create { clusters, thin } => store.create_blob(clusters, thin).await?,
+            Op::Snapshot { blob, checksum } => {
+                store.snapshot_with_xattr(id(blob), CHECKSUM.0, &checksum.to_le_bytes()).await?
+            }
+            Op::Clone(snapshot) => store.clone_of(id(snapshot)).await?,
             Op::Write { blob, .. }
             | Op::Touch { blob, .. }
             | Op::Unmap { blob, .. }
@@ -232,17 +262,19 @@ impl Game {
             | Op::RemoveXattr { blob, .. }
             | Op::Resize { blob, .. } => {
                 let opened = store.open(id(blob)).await?;
-                let result = self.change_open(op, &opened).await;
+                let result = self.act_on(op, &opened).await;
                 opened.close().await?;
-                result
+                return result.map(|()| None);
             }
-        }
+            _ => return self.act_on_closed(op).await.map(|()| None),
+        };
+        store.open(created).await.map(Some)
     }
 
     /// Does an operation that wants its blob open.
-    async fn change_open(&self, op: Op<Name>, blob: &OpenBlob) -> Result<()> {
+    async fn act_on(&self, op: &Op<Name>, blob: &OpenBlob) -> Result<()> {
         let store = self.store();
-        match op {
+        match *op {
             Op::Write { cluster, fill, .. } => store.write_cluster(blob, cluster, fill).await,
             Op::Touch { blob: name, cluster } => {
                 let fill = self.model.read(name, cluster);
@@ -254,18 +286,30 @@ impl Game {
             }
             Op::RemoveXattr { xattr, .. } => store.remove_xattr(blob, xattr.0).await,
             Op::Resize { clusters, .. } => store.resize(blob, clusters).await,
-            _ => Ok(()),
+            _ => unreachable!("{op:?} opens its blob itself"),
         }
     }
 
-    async fn detach(&self, blob: Name) -> Result<()> {
-        let called = |name| format!("blob {:#x}", self.model.id(name));
-        let detached = self.store().detach(self.model.id(blob)).await?;
-        let parent = self.model.parent(blob).map(called);
-        if detached.lvol != called(blob) || Some(&detached.parent) != parent.as_ref() {
-            return Err(Error::new(libc::EBADMSG, format!("it says {detached:?}")));
+    /// Does an operation that opens its blobs itself.
+    async fn act_on_closed(&self, op: &Op<Name>) -> Result<()> {
+        let store = self.store();
+        let id = |name| self.model.id(name);
+        match *op {
+            Op::Delete { blob, .. } => store.delete(id(blob)).await,
+            Op::Inflate(blob) => store.inflate(id(blob)).await,
+            Op::Decouple(blob) => store.decouple(id(blob)).await,
+            Op::SetParent { blob, snapshot } => store.set_parent(id(blob), id(snapshot)).await,
+            Op::Detach(blob) => store.detach(id(blob)).await.map(drop),
+            Op::DetachWhileLocked { blob, locked } => {
+                let locked = store.open(id(locked)).await?;
+                let lock = locked.lock();
+                let result = store.detach(id(blob)).await;
+                drop(lock);
+                locked.close().await?;
+                result.map(drop)
+            }
+            _ => unreachable!("{op:?} is done elsewhere"),
         }
-        Ok(())
     }
 
     async fn unload(&mut self) -> Result<()> {
@@ -286,45 +330,86 @@ impl Game {
         Ok(())
     }
 
-    fn compare(&self, state: &State) -> Outcome {
-        let mut expected: Vec<BlobId> =
-            self.model.names().map(|name| self.model.id(name)).collect();
-        expected.sort_unstable();
-        if !state.blobs.keys().eq(&expected) {
-            let found: Vec<_> = state.blobs.keys().collect();
-            return Err(format!("the store has the blobs {found:#x?}, expected {expected:#x?}"));
-        }
-        for name in self.model.names() {
-            let blob = &state.blobs[&self.model.id(name)];
-            let expected = self.model.describe(name, blob);
-            if *blob != expected {
-                return Err(format!("{name:?} is\n{blob:x?}, expected\n{expected:x?}"));
+    /// The model after what was played, if there is an order in which it comes to this state.
+    fn explain(&self, results: &[Played], state: &State) -> std::result::Result<Model, String> {
+        let may_be_busy = match results {
+            [other, detach] => self.model.are_related(&other.step.op, &detach.step.op),
+            _ => false,
+        };
+        let in_order = |results: &mut dyn Iterator<Item = &Played>| {
+            let mut model = self.model.clone();
+            for played in results {
+                expect(&mut model, played, may_be_busy)?;
             }
+            compare(&model, state).map(|()| model)
+        };
+        match results {
+            [_] => in_order(&mut results.iter()),
+            _ => in_order(&mut results.iter()).or_else(|what| {
+                let reversed = in_order(&mut results.iter().rev());
+                reversed.map_err(|other| format!("{what}\nand in the other order: {other}"))
+            }),
         }
-        let (free, expected) = (state.free_clusters, self.model.free_clusters());
-        if free != expected {
-            return Err(format!("{free} clusters are free, expected {expected}"));
-        }
-        Ok(())
     }
 
     /// What the model doesn't know.
-    fn compare_with_before(&mut self, op: Op<Name>, before: &State, done: bool) -> Outcome {
-        let detach = matches!(op, Op::Detach(_) | Op::DetachWhileLocked { .. });
-        if !done && self.state != *before {
+    fn compare_with_before(&mut self, results: &[Played], before: &State) -> Outcome {
+        if results.iter().all(|played| played.result.is_err()) && self.state != *before {
             return Err(format!("it was refused, but\n{before:x?} became\n{:x?}", self.state));
         }
-        if detach && self.state.places() != before.places() {
-            return Err(format!("clusters have moved:\n{before:x?} became\n{:x?}", self.state));
+        for played in results {
+            let (detach, done) = (played.is_detach(), played.result.is_ok());
+            if detach && results.len() == 1 && self.state.places() != before.places() {
+                return Err(format!("clusters moved:\n{before:x?} became\n{:x?}", self.state));
+            }
+            self.tally += Tally {
+                operations: 1,
+                refused: (!done).into(),
+                detaches: (detach && done).into(),
+                refused_detaches: (detach && !done).into(),
+            };
         }
-        self.tally += Tally {
-            operations: 1,
-            refused: (!done).into(),
-            detaches: (detach && done).into(),
-            refused_detaches: (detach && !done).into(),
-        };
         Ok(())
     }
+}
+
+impl Played {
+    fn is_detach(&self) -> bool {
+        matches!(self.step.op, Op::Detach(_) | Op::DetachWhileLocked { .. })
+    }
+}
+
+/// Lets the model play a step, and compares the result. If it `may_be_busy`, another one that was
+/// under way at the same time may have refused it.
+fn expect(model: &mut Model, Played { step, result }: &Played, may_be_busy: bool) -> Outcome {
+    let op = &step.op;
+    match (result, model.refusal(op)) {
+        (&Ok(id), None) => model.apply(step, id),
+        (Err(error), Some(errno)) if error.code() == -errno => {}
+        (Err(error), _) if may_be_busy && error.code() == -libc::EBUSY => {}
+        (Err(error), _) => return Err(format!("{op:?}: {error}")),
+        (Ok(_), Some(errno)) => {
+            return Err(format!("{op:?} was done, expected {}", errno::Errno(errno)));
+        }
+    }
+    Ok(())
+}
+
+fn compare(model: &Model, state: &State) -> Outcome {
+    let mut expected: Vec<BlobId> = model.names().map(|name| model.id(name)).collect();
+    expected.sort_unstable();
+    if !state.blobs.keys().eq(&expected) {
+        let found: Vec<_> = state.blobs.keys().collect();
+        return Err(format!("the store has the blobs {found:x?}, expected {expected:x?}"));
+    }
+    for name in model.names() {
+        let blob = &state.blobs[&model.id(name)];
+        let expected = model.describe(name, blob);
+        if *blob != expected {
+            return Err(format!("{name:?} is\n{blob:x?}, expected\n{expected:x?}"));
+        }
+    }
+    Ok(())
 }
 
 impl State {
@@ -364,4 +449,27 @@ async fn look(store: &Store) -> Result<State> {
         return unsound(format!("{used} metadata pages are in use, the blobs have {md_pages}"));
     }
     Ok(State { blobs, free_clusters: store.free_clusters(), md_pages })
+}
+
+/// Runs both at a time.
+async fn join<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> (A, B) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    let (mut a, mut b) = (None, None);
+    poll_fn(move |context| {
+        if a.is_none()
+            && let Poll::Ready(value) = one.as_mut().poll(context)
+        {
+            a = Some(value);
+        }
+        if b.is_none()
+            && let Poll::Ready(value) = other.as_mut().poll(context)
+        {
+            b = Some(value);
+        }
+        if a.is_none() || b.is_none() {
+            return Poll::Pending;
+        }
+        a.take().zip(b.take()).map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }

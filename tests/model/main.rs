@@ -95,8 +95,9 @@ async fn shorten(mut failure: Failure) -> Failure {
     while left_out < failure.steps.len() {
         let steps = failure.steps.iter().enumerate().rev();
         let others = steps.filter(|&(i, _)| i != failure.steps.len() - 1 - left_out);
-        let others: Vec<_> = others.map(|(_, &step)| step).collect();
-        match replay(others.into_iter().rev()).await {
+        let mut others: Vec<_> = others.map(|(_, step)| step.clone()).collect();
+        others.reverse();
+        match replay(&others).await {
             Ok(_) => left_out += 1,
             Err(shorter) => {
                 failure = shorter;

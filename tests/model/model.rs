@@ -59,7 +59,7 @@ impl Blob {
 }
 
 /// A whole store.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Model {
     blobs: BTreeMap<Name, Blob>,
     data_clusters: u64,
@@ -105,7 +105,7 @@ impl Model {
         (!found.is_empty()).then(|| found[pick.index.index(found.len())])
     }
 
-    pub fn free_clusters(&self) -> u64 {
+    fn free_clusters(&self) -> u64 {
         self.data_clusters - self.blobs.values().map(Blob::owned).sum::<u64>()
     }
 
@@ -143,9 +143,9 @@ impl Model {
     }
 
     /// Whether to leave an operation out.
-    pub fn avoids(&self, op: Op<Name>) -> bool {
+    pub fn avoids(&self, op: &Op<Name>) -> bool {
         let size = |name| self.blobs[&name].size();
-        match op {
+        match *op {
             _ if op.creates() && self.blobs.len() == MAX_BLOBS => true,
             // They do nothing.
             Op::Open(name) => self.is_held(name),
@@ -162,15 +162,61 @@ impl Model {
             Op::Delete { blob, .. } => self
                 .clones(blob)
                 .any(|clone| self.blobs[&clone].owned() == 0 && size(clone) != size(blob)),
+            Op::DetachDuring { blob, ref other, .. } => {
+                let mut detached = self.clone();
+                detached.blob(blob).parent = None;
+                self.avoids(other) || detached.avoids(other) || self.rules_out(blob, other)
+            }
             _ => false,
         }
     }
 
+    /// Whether nobody lets `other` be under way while a blob is detached.
+    fn rules_out(&self, blob: Name, other: &Op<Name>) -> bool {
+        match *other {
+            // The I/O of all that read through a lvol is held back while it is detached.
+            Op::Write { blob: other, .. }
+            | Op::Touch { blob: other, .. }
+            | Op::Unmap { blob: other, .. }
+            // And none of them is deleted, because they are held open.
+            | Op::Delete { blob: other, .. } => self.descends(other, blob),
+            Op::DetachWhileLocked { .. } => true,
+            // There would be nothing to see.
+            _ => self.parent(blob).is_none(),
+        }
+    }
+
+    /// What to do before an operation.
+    pub fn prepare(&self, op: &Op<Name>) -> Vec<Op<Name>> {
+        match *op {
+            Op::Delete { blob, closed: true } if self.is_held(blob) => vec![Op::Close(blob)],
+            // SPDK doesn't open a blob and delete it at a time. The lvol library doesn't either, as
+            // it holds all of them.
+            Op::DetachDuring { ref other, .. } => {
+                let target = match **other {
+                    Op::Delete { blob, closed: true } => Some(blob),
+                    _ => None,
+                };
+                let opens = self.names().filter(|&name| Some(name) != target);
+                let opens = opens.filter(|&name| !self.is_held(name)).map(Op::Open);
+                opens.chain(self.prepare(other)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether a blob of the one operation reads through one of the other, or both through a third.
+    pub fn are_related(&self, one: &Op<Name>, other: &Op<Name>) -> bool {
+        let root = |name| std::iter::successors(Some(name), |&name| self.parent(name)).last();
+        let roots: Vec<_> = other.blobs().into_iter().map(root).collect();
+        one.blobs().into_iter().any(|name| roots.contains(&root(name)))
+    }
+
     /// The errno that refuses an operation.
-    pub fn refusal(&self, op: Op<Name>) -> Option<c_int> {
+    pub fn refusal(&self, op: &Op<Name>) -> Option<c_int> {
         let get = |name| &self.blobs[&name];
         let free = self.free_clusters();
-        let reasons: &[(bool, c_int)] = match op {
+        let reasons: &[(bool, c_int)] = match *op {
             Op::Create { clusters, thin } => &[(!thin && clusters > free, libc::ENOSPC)],
             Op::Write { blob, cluster, .. } | Op::Touch { blob, cluster } => {
                 let own = get(blob).clusters.get(cluster as usize);
@@ -216,19 +262,21 @@ impl Model {
                 (self.descends(locked, blob), libc::EBUSY),
                 (get(blob).parent.is_none(), libc::EINVAL),
             ],
-            Op::Open(_) | Op::Close(_) | Op::Reload | Op::Crash => &[],
+            Op::Open(_) | Op::Close(_) | Op::Reload | Op::Crash | Op::DetachDuring { .. } => &[],
         };
         reasons.iter().find(|(refused, _)| *refused).map(|&(_, errno)| errno)
     }
 
     /// Plays a step that isn't refused. `id` is that of the new blob, if it makes one.
-    pub fn apply(&mut self, step: Step, id: Option<BlobId>) {
+    pub fn apply(&mut self, step: &Step, id: Option<BlobId>) {
         if let (Some(name), Some(id)) = (step.creates, id) {
-            let blob = self.create(step.op, name, id);
+            let blob = self.create(&step.op, name, id);
             self.blobs.insert(name, blob);
             return;
         }
         match step.op {
+            // The other is a step of its own.
+            Op::DetachDuring { .. } => {}
             Op::Create { .. } | Op::Snapshot { .. } | Op::Clone(_) => {}
             Op::Open(blob) => self.blob(blob).held = true,
             Op::Close(blob) => self.blob(blob).held = false,
@@ -292,8 +340,8 @@ impl Model {
         self.blobs.get_mut(&name).expect("the blob is there")
     }
 
-    fn create(&mut self, op: Op<Name>, name: Name, id: BlobId) -> Blob {
-        match op {
+    fn create(&mut self, op: &Op<Name>, name: Name, id: BlobId) -> Blob {
+        match *op {
             Op::Snapshot { blob, checksum } => {
                 // It gets all that the blob had but the xattrs.
                 let blob = self.blob(blob);

@@ -1,5 +1,6 @@
 //! What is played, and how it is chosen.
 
+use std::cell::RefCell;
 use std::ffi::CStr;
 use std::fmt;
 
@@ -12,7 +13,7 @@ const LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 
 /// One operation. `B` is what its blobs are named by: a [`Pick`] as long as it is only planned, a
 /// [`Name`] when it is played.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Op<B> {
     Create {
         clusters: u64,
@@ -76,6 +77,13 @@ pub enum Op<B> {
         blob: B,
         locked: B,
     },
+    /// Detaches a blob while `other` is under way. The detach starts so many rounds of the thread
+    /// after the other; before, if `delay` is negative.
+    DetachDuring {
+        blob: B,
+        other: Box<Op<B>>,
+        delay: i8,
+    },
     /// Unloads the store and loads it again.
     Reload,
     /// Loads the store from what the device holds, as after a crash.
@@ -84,7 +92,7 @@ pub enum Op<B> {
 
 impl<B> Op<B> {
     /// The same with its blobs named by something else; `None` if one of them has no such name.
-    pub fn named<C>(&self, name: impl Fn(&B) -> Option<C>) -> Option<Op<C>> {
+    pub fn named<C>(&self, name: &dyn Fn(&B) -> Option<C>) -> Option<Op<C>> {
         Some(match *self {
             Op::Create { clusters, thin } => Op::Create { clusters, thin },
             Op::Open(ref blob) => Op::Open(name(blob)?),
@@ -109,14 +117,35 @@ impl<B> Op<B> {
             Op::DetachWhileLocked { ref blob, ref locked } => {
                 Op::DetachWhileLocked { blob: name(blob)?, locked: name(locked)? }
             }
+            Op::DetachDuring { ref blob, ref other, delay } => {
+                let other = Box::new(other.named(name)?);
+                Op::DetachDuring { blob: name(blob)?, other, delay }
+            }
             Op::Reload => Op::Reload,
             Op::Crash => Op::Crash,
         })
     }
 
+    /// The blobs that it names.
+    pub fn blobs(&self) -> Vec<B>
+    where
+        B: Copy,
+    {
+        let blobs = RefCell::new(Vec::new());
+        self.named(&|&blob| {
+            blobs.borrow_mut().push(blob);
+            Some(())
+        });
+        blobs.into_inner()
+    }
+
     /// Whether it makes a blob.
     pub fn creates(&self) -> bool {
-        matches!(self, Op::Create { .. } | Op::Snapshot { .. } | Op::Clone(_))
+        match self {
+            Op::Create { .. } | Op::Snapshot { .. } | Op::Clone(_) => true,
+            Op::DetachDuring { other, .. } => other.creates(),
+            _ => false,
+        }
     }
 }
 
@@ -131,7 +160,7 @@ impl fmt::Debug for Name {
 }
 
 /// An operation as it was played.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Step {
     pub op: Op<Name>,
     /// What its new blob is called, if it makes one.
@@ -203,7 +232,20 @@ fn xattr() -> impl Strategy<Value = Xattr> {
 }
 
 fn op() -> impl Strategy<Value = Op<Pick>> {
-    // Now and then one past the end.
+    let rest = prop_oneof![
+        1 => pick(Among::Any).prop_map(Op::Close),
+        1 => pick(Among::Any).prop_map(Op::Open),
+        1 => Just(Op::Reload),
+        1 => Just(Op::Crash),
+    ];
+    let during = (pick(Among::Clones), any_other(), -15..30i8)
+        .prop_map(|(blob, other, delay)| Op::DetachDuring { blob, other: Box::new(other), delay });
+    prop_oneof![20 => any_other(), 2 => rest, 3 => during]
+}
+
+/// What may run beside a detach.
+fn any_other() -> impl Strategy<Value = Op<Pick>> {
+    // Now and then a cluster past the end.
     let cluster = || prop_oneof![6 => 0..4u64, 1 => 4..=6u64];
     // Metadata of one page, of several, and an xattr that fits no page.
     let len = prop_oneof![4 => Just(8), 4 => Just(3000), 1 => Just(5000)];
@@ -234,17 +276,13 @@ fn op() -> impl Strategy<Value = Op<Pick>> {
         4 => (pick(Among::Any), pick(Among::Snapshots))
             .prop_map(|(blob, snapshot)| Op::SetParent { blob, snapshot }),
     ];
-    let rest = prop_oneof![
+    let xattrs = prop_oneof![
         3 => (pick(Among::Writable), xattr(), len, any::<u8>())
             .prop_map(|(blob, xattr, len, fill)| Op::SetXattr { blob, xattr, len, fill }),
         1 => (pick(Among::Writable), xattr())
             .prop_map(|(blob, xattr)| Op::RemoveXattr { blob, xattr }),
-        1 => pick(Among::Any).prop_map(Op::Close),
-        1 => pick(Among::Any).prop_map(Op::Open),
-        1 => Just(Op::Reload),
-        1 => Just(Op::Crash),
     ];
-    prop_oneof![9 => data, 9 => blobs, 7 => parents, 4 => rest]
+    prop_oneof![9 => data, 9 => blobs, 7 => parents, 2 => xattrs]
 }
 
 /// Sequences that begin with a blob.
