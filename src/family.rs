@@ -4,6 +4,7 @@ use crate::blob::{BlobId, Blobstore, Lock, OpenBlob};
 use crate::error::{Error, Result};
 use crate::lineage::with_descendants;
 use crate::lvol::{Lvol, Quiesced};
+use crate::task;
 
 /// A blob and its descendants, all open.
 pub struct Family {
@@ -47,7 +48,10 @@ impl Family {
         match family.open_and_lock_descendants(bs).await {
             Ok(locks) => Ok((family, locks)),
             Err(error) => {
-                family.close().await;
+                // A blob is closed when nobody writes its metadata. Who is busy with it may take a
+                // while, which the answer need not wait for.
+                // SAFETY: tasks run on the metadata thread, where closing has its callbacks.
+                unsafe { task::spawn(family.close()) };
                 Err(error)
             }
         }
