@@ -3,6 +3,9 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
+# Tests kill targets and crash SPDK on purpose: a core dump of each would fill the disk.
+ulimit -c 0
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 

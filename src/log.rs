@@ -50,7 +50,7 @@ impl Subscriber for SpdkLog {
         let mut text = Text(String::new());
         event.record(&mut text);
         let metadata = event.metadata();
-        let c = |text: &str| CString::new(text.replace('\0', "\\0")).unwrap_or_default();
+        let c = |text: &str| CString::new(one_line(text)).unwrap_or_default();
         let file = c(metadata.file().unwrap_or_default());
         let function = c(metadata.target());
         let message = c(&text.0);
@@ -83,6 +83,12 @@ impl Subscriber for SpdkLog {
         // The flag can be set at any time, so each event asks.
         tracing::subscriber::Interest::sometimes()
     }
+}
+
+/// A name in a request may hold anything. What is in the log looks like no other line, and has no NUL.
+fn one_line(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    text.chars().map(escaped).collect()
 }
 
 /// The message, then each field as `name=value`.

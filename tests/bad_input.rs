@@ -355,6 +355,11 @@ fn a_name_that_no_lvol_has_is_refused_whatever_its_length_and_letters() {
     let name = "é".repeat(longest / 2);
     chain.expect_refused(&detach_of(&name), &Expected::no_such_bdev(&name));
 
+    let name = "\nlvs/snap is detached from its parent lvs/base";
+    chain.expect_refused(&detach_of(name), &Expected::no_such_bdev(name));
+    let log = chain.target.log();
+    assert!(log.contains(&name.replace('\n', "\\n")) && !log.contains(name), "{log}");
+
     let base = chain.target.base_bdev("lvs");
     let message = format!("No such device: the bdev {base} is no lvol");
     let no_lvol = Expected::Error { id: json!(1), code: ENODEV, message };

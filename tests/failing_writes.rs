@@ -94,20 +94,23 @@ fn without_a_free_metadata_page_nothing_changes() {
 /// As many operations run as there are request sets: a detach can start none of its own.
 #[test]
 fn without_a_free_request_set_nothing_changes() {
-    run(async {
-        let (image, names) = scenario("leaf").prepare().await;
-        let mut world = World::load(&image, None, &names).await.unwrap();
-        world.close("other").await.unwrap();
-        let before = world.whole_state().await.unwrap();
-        let opening = open_too_often(&world, "other");
-        let detach = start(world.store.detach(names["vol"]));
-        wait_and_close(&world, opening).await;
-        assert_eq!(detach.await.unwrap_err().code(), -libc::ENOMEM);
-        assert_eq!(world.whole_state().await.as_ref(), Ok(&before));
-        assert_eq!(reload(&copy(&image), &names).await.unwrap().len(), before.len());
-        world.play(Op::Detach("vol")).await.unwrap();
-        world.unload().await.unwrap();
-    });
+    for name in ["vol", "snap2"] {
+        run(async move {
+            let (image, names) = scenario("leaf").prepare().await;
+            let mut world = World::load(&image, None, &names).await.unwrap();
+            world.close("other").await.unwrap();
+            let before = world.whole_state().await.unwrap();
+            let opening = open_too_often(&world, "other");
+            let detach = start(world.store.detach(names[name]));
+            wait_and_close(&world, opening).await;
+            assert_eq!(detach.await.unwrap_err().code(), -libc::ENOMEM);
+            assert_eq!(world.whole_state().await.as_ref(), Ok(&before));
+            world.play(Op::Detach(name)).await.unwrap();
+            let after = world.whole_state().await.unwrap();
+            assert_eq!(after[&names[name]].parent, sys::SPDK_BLOBID_INVALID);
+            world.unload().await.unwrap();
+        });
+    }
 }
 
 /// As before, while the blob's metadata is being written: to wait for that takes no request set.

@@ -136,6 +136,8 @@ impl Target {
             .expect("the target's log can be opened");
         command
             .args(["--no-huge", "-s", "1536", "--no-pci", "--disable-cpumask-locks"])
+            // A killed target leaves the shared memory of its trace behind.
+            .args(["--num-trace-entries", "0"])
             .args(["-m", &self.options.core_mask])
             .arg("-r")
             .arg(self.rpc.socket())

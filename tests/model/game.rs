@@ -19,8 +19,8 @@ use crate::store::{self, Description, Store};
 /// So few that operations run out of clusters now and then, but not of metadata pages.
 const CLUSTERS: usize = 40;
 
-/// More rounds of the thread than it takes to write a blob's metadata.
-const SETTLING_ROUNDS: u32 = 50;
+/// More rounds of the thread than it takes to write a blob's metadata and to close it.
+const CLOSING_ROUNDS: u32 = 50;
 
 /// How many operations were played.
 #[derive(Debug, Default, Clone, Copy)]
@@ -155,18 +155,15 @@ impl Game {
     }
 
     async fn play(&mut self, step: &Step) -> Outcome {
-        let played = async {
-            let results = self.perform(step).await;
-            let Some(store) = &self.store else {
-                let error = results.into_iter().find_map(|played| played.result.err());
-                return Err(error.map_or_else(String::new, |error| error.to_string()));
-            };
-            let state = look(store).await.map_err(|error| error.to_string())?;
-            self.model = self.explain(&results, &state)?;
-            let before = std::mem::replace(&mut self.state, state);
-            self.compare_with_before(&results, &before)
+        let results = self.perform(step).await;
+        let Some(store) = &self.store else {
+            let error = results.into_iter().find_map(|played| played.result.err());
+            return Err(error.map_or_else(String::new, |error| error.to_string()));
         };
-        played.await.map_err(|what| format!("{step:?}: {what}"))
+        let state = look(store).await.map_err(|error| error.to_string())?;
+        self.model = self.explain(&results, &state)?;
+        let before = std::mem::replace(&mut self.state, state);
+        self.compare_with_before(&results, &before)
     }
 
     fn store(&self) -> &Store {
@@ -184,9 +181,9 @@ impl Game {
                     self.act_after(u8::try_from(*delay).unwrap_or(0), &detach.op),
                 )
                 .await;
-                // One that was refused doesn't wait until the blobs that it has opened are closed.
-                for _ in 0..SETTLING_ROUNDS {
-                    store::round().await;
+                // A detach that is refused answers before its blobs are closed.
+                for _ in 0..CLOSING_ROUNDS {
+                    store::next_round().await;
                 }
                 vec![(other, first), (detach, second)]
             }
@@ -240,7 +237,7 @@ impl Game {
     /// Does an operation in the store, so many rounds of the thread from now.
     async fn act_after(&self, rounds: u8, op: &Op<Name>) -> Result<Option<OpenBlob>> {
         for _ in 0..rounds {
-            store::round().await;
+            store::next_round().await;
         }
         self.act(op).await
     }

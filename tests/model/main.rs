@@ -17,9 +17,9 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use game::{Failure, Tally, play, replay};
-use ops::{Op, Pick};
+use ops::{Op, Pick, Step};
 
-const SEQUENCES: u32 = 2500;
+const SEQUENCES: u32 = 5000;
 /// How many shorter sequences are tried when one has failed.
 const MAX_SHRINKS: u32 = 1000;
 
@@ -88,22 +88,33 @@ async fn shrink(
     failure
 }
 
-/// Leaves out every step that the failure can do without. A sequence can't: without a step, those
-/// that follow may pick other blobs.
+/// Leaves out every step that the failure can do without. That can't be done to the sequence:
+/// without one of its operations, those that follow may pick other blobs.
 async fn shorten(mut failure: Failure) -> Failure {
-    let mut left_out = 0;
-    while left_out < failure.steps.len() {
-        let steps = failure.steps.iter().enumerate().rev();
-        let others = steps.filter(|&(i, _)| i != failure.steps.len() - 1 - left_out);
-        let mut others: Vec<_> = others.map(|(_, step)| step.clone()).collect();
-        others.reverse();
-        match replay(&others).await {
-            Ok(_) => left_out += 1,
-            Err(shorter) => {
+    let mut at = failure.steps.len();
+    while at > 0 {
+        at -= 1;
+        for simpler in simpler(&failure.steps[at]) {
+            let mut steps = failure.steps.clone();
+            steps.splice(at..=at, simpler);
+            if let Err(shorter) = replay(&steps).await {
                 failure = shorter;
-                left_out = 0;
+                at = failure.steps.len();
+                break;
             }
         }
     }
     failure
+}
+
+/// No step, or part of one.
+fn simpler(step: &Step) -> Vec<Option<Step>> {
+    match &step.op {
+        Op::DetachDuring { blob, other, .. } => vec![
+            None,
+            Some(Step { op: Op::Detach(*blob), creates: None }),
+            Some(Step { op: (**other).clone(), creates: step.creates }),
+        ],
+        _ => vec![None],
+    }
 }

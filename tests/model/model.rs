@@ -363,7 +363,8 @@ impl Model {
     }
 
     /// The clone, if there is one, gets what it read through the snapshot, and the snapshot's
-    /// parent.
+    /// parent. If it is longer than the snapshot, and the parent is as well, it reads the parent
+    /// from now on where it read zeroes.
     fn delete(&mut self, name: Name) {
         let clone = self.clones(name).next();
         let snapshot = self.blobs.remove(&name).expect("the blob is there");

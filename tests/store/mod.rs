@@ -545,21 +545,6 @@ pub struct Description {
     pub data: Vec<u8>,
 }
 
-/// Waits until the thread has done what it has to do now.
-pub async fn round() {
-    unsafe extern "C" fn done(ctx: *mut c_void) {
-        // SAFETY: SPDK gives the context back, once.
-        unsafe { status_callback(ctx, 0) }
-    }
-    // SAFETY: the current thread is an SPDK thread.
-    let rc = status(|ctx| unsafe {
-        if sys::spdk_thread_send_msg(sys::spdk_get_thread(), Some(done), ctx) != 0 {
-            done(ctx);
-        }
-    });
-    rc.await;
-}
-
 fn raw(blob: &OpenBlob) -> *mut sys::spdk_blob {
     blob.as_ptr()
 }
