@@ -14,7 +14,8 @@ LIB := $(DESTDIR)$(PREFIX)/lib/$(NAME)
 SHARE := $(DESTDIR)$(PREFIX)/share/$(NAME)
 MAN := $(DESTDIR)$(PREFIX)/share/man/man8
 DOC := $(DESTDIR)$(PREFIX)/share/doc/$(NAME)
-BUILT := $(addprefix target/release/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
+OUT := $(or $(CARGO_TARGET_DIR),target)/release
+BUILT := $(addprefix $(OUT)/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
 
 .PHONY: all build static setup demo test test-static test-asan lint install uninstall deb clean
 
@@ -53,8 +54,8 @@ lint: setup
 install:
 	@for file in $(BUILT); do [ -e "$$file" ] || { echo "$$file is not built: run make"; exit 1; }; done
 	install -Dm 755 scripts/spdk_tgt $(BIN)/spdk_tgt-lvol-detach
-	install -Dm 755 -t $(LIB) target/release/libspdk_lvol_detach.so target/release/spdk_tgt
-	install -Dm 644 -t $(LIB) target/release/libspdk_lvol_detach.a
+	install -Dm 755 -t $(LIB) $(OUT)/libspdk_lvol_detach.so $(OUT)/spdk_tgt
+	install -Dm 644 -t $(LIB) $(OUT)/libspdk_lvol_detach.a
 	install -Dm 755 -t $(SHARE) tests/lvol_detach.sh
 	install -Dm 644 -t $(SHARE) python/spdk_lvol_detach.py
 	install -Dm 644 -t $(MAN) docs/spdk_tgt-lvol-detach.8

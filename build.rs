@@ -20,6 +20,8 @@ fn main() {
 
     compile(&root, &root.join("app/spdk_tgt/spdk_tgt.c"), "spdk_tgt_main");
     println!("cargo::rustc-link-arg-bin=spdk_tgt={}", out.join("libspdk_tgt_main.a").display());
+    // So that a library can be loaded into it as well, and finds SPDK there.
+    println!("cargo::rustc-link-arg-bin=spdk_tgt=-Wl,--export-dynamic");
     for argument in spdk_tgt_link_arguments(&root) {
         println!("cargo::rustc-link-arg-bin=spdk_tgt={argument}");
         println!("cargo::rustc-link-arg-tests={argument}");

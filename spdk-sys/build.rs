@@ -1,6 +1,8 @@
 //! Makes the bindings from the SPDK tree that `SPDK_ROOT_DIR` names.
 
 use std::env;
+use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 
@@ -53,11 +55,28 @@ const CONSTANTS: &[&str] = &[
     "SPDK_VERSION_.*",
 ];
 
+/// The first release that is known to work, and the last.
+const KNOWN: [Release; 2] = [Release(24, 1), Release(26, 5)];
+
+/// Year and month.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Release(u32, u32);
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:02}", self.0, self.1)
+    }
+}
+
 fn fail(reason: &str) -> ! {
-    eprintln!(
+    fail_with(&format!(
         "{reason}. Set SPDK_ROOT_DIR to an SPDK source tree in which ./configure and make have run, \
          or run `make`, which gets and builds one."
-    );
+    ));
+}
+
+fn fail_with(sentence: &str) -> ! {
+    eprintln!("{sentence}");
     exit(1);
 }
 
@@ -78,8 +97,42 @@ fn spdk_root() -> PathBuf {
     root
 }
 
+fn release(root: &Path) -> Release {
+    let header = root.join("include/spdk/version.h");
+    println!("cargo::rerun-if-changed={}", header.display());
+    let text = fs::read_to_string(&header).unwrap_or_default();
+    let number = |name| {
+        let mut defines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        defines.find_map(|words| match words[..] {
+            ["#define", define, number, ..] if define == name => number.parse().ok(),
+            _ => None,
+        })
+    };
+    match (number("SPDK_VERSION_MAJOR"), number("SPDK_VERSION_MINOR")) {
+        (Some(major), Some(minor)) => Release(major, minor),
+        _ => fail(&format!("{} says no version", header.display())),
+    }
+}
+
+/// A release that nobody has tried may compile and do something else.
+fn refuse_unknown(root: &Path) {
+    const TRY_ANYWAY: &str = "LVOL_DETACH_ANY_SPDK";
+    println!("cargo::rerun-if-env-changed={TRY_ANYWAY}");
+    let release = release(root);
+    let [first, last] = KNOWN;
+    if !(first..=last).contains(&release) && env::var_os(TRY_ANYWAY).is_none() {
+        fail_with(&format!(
+            "{} is SPDK {release}, but only {first} to {last} are known to work: to try anyway, set \
+             {TRY_ANYWAY}=1, and what doesn't fit is found when the library is built or the target \
+             starts.",
+            root.display()
+        ));
+    }
+}
+
 fn main() {
     let root = spdk_root();
+    refuse_unknown(&root);
     println!("cargo::rerun-if-changed=wrapper.h");
     println!("cargo::rerun-if-changed=compat.h");
     println!("cargo::rerun-if-changed={}", root.join("lib/blob/blobstore.h").display());

@@ -50,14 +50,10 @@ fn a_library_whose_headers_differ_is_refused() {
             moved.field,
             &format!("uint64_t moved;\n{}", moved.field),
         );
-        edit(
-            &tree.path().join("include/spdk/version.h"),
-            "#define SPDK_VERSION_MAJOR\t",
-            "#define SPDK_VERSION_MAJOR\t99 //",
-        );
+        make_release(tree.path(), 99);
 
         let library = build(tree.path());
-        let options = Options { program: Program::StockWith(library), ..Options::default() };
+        let options = Options { program: Program::StockWith(vec![library]), ..Options::default() };
         let mut target = Target::start_with(options);
         let log = target.log();
         let line = log.lines().find(|line| line.contains("is not registered"));
@@ -74,6 +70,31 @@ fn a_library_whose_headers_differ_is_refused() {
         assert!(methods.contains(&"bdev_lvol_set_parent"));
         target.stop();
     }
+}
+
+#[test]
+fn a_release_that_nobody_has_tried_is_not_built_unasked() {
+    for major in [23, 27] {
+        let tree = tempfile::tempdir().unwrap();
+        overlay(&spdk_root(), tree.path(), &["include/spdk/version.h"]);
+        make_release(tree.path(), major);
+        let output = cargo_build(tree.path()).output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8(output.stderr).unwrap();
+        let sentence = said.lines().find(|line| line.contains(" is SPDK ")).expect(&said);
+        assert!(sentence.contains(&format!("SPDK {major}.")), "{sentence}");
+        assert!(sentence.contains("24.01 to 26.05 are known to work"), "{sentence}");
+        assert!(sentence.contains("LVOL_DETACH_ANY_SPDK=1"), "{sentence}");
+    }
+}
+
+/// Makes the headers of a tree say that it is of another year.
+fn make_release(tree: &Path, major: u32) {
+    edit(
+        &tree.join("include/spdk/version.h"),
+        "#define SPDK_VERSION_MAJOR\t",
+        &format!("#define SPDK_VERSION_MAJOR\t{major} //"),
+    );
 }
 
 /// The version of the tree that the tests run on, as "v26.01".
@@ -116,15 +137,22 @@ fn edit(file: &Path, from: &str, to: &str) {
 
 /// The library, built for a tree. What doesn't depend on the tree is built once.
 fn build(tree: &Path) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let output = root.join("target/guard");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--lib", "--quiet", "--locked", "--target-dir"])
-        .arg(&output)
-        .current_dir(root)
-        .env("SPDK_ROOT_DIR", tree)
-        .status()
-        .unwrap();
+    let status = cargo_build(tree).env("LVOL_DETACH_ANY_SPDK", "1").status().unwrap();
     assert!(status.success(), "the library could not be built for {}", tree.display());
-    output.join("release/libspdk_lvol_detach.so")
+    output_folder().join("release/libspdk_lvol_detach.so")
+}
+
+fn cargo_build(tree: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .args(["build", "--release", "--lib", "--quiet", "--locked", "--target-dir"])
+        .arg(output_folder())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("SPDK_ROOT_DIR", tree)
+        .env_remove("LVOL_DETACH_ANY_SPDK");
+    command
+}
+
+fn output_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guard")
 }

@@ -5,15 +5,15 @@
 
 mod common;
 
-use std::ffi::{OsStr, OsString};
 use std::ops::AddAssign;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::lvstore::{BLOCK, MIB};
 use common::rpc::{Connection, EBUSY, request};
-use common::target::{Options, Program, Target};
+use common::target::{Options, Program, Target, built};
 use serde_json::{Value, json};
 
 const DETACHES: u64 = 1000;
@@ -67,37 +67,20 @@ impl AddAssign for Totals {
     }
 }
 
-/// The extension and the load generator, as LD_PRELOAD takes them. The load generator is built if it
-/// isn't there.
-fn libraries() -> OsString {
+/// The load generator, which is built if it isn't there.
+fn load_generator() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--release", "--quiet", "--package", "lvol-load", "--manifest-path"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .status();
     assert!(status.expect("cargo can be started").success(), "the load generator is not built");
-    let test = std::env::current_exe().expect("a process has a file");
-    let built = test.ancestors().nth(2).expect("a test is in a folder of the target folder");
-    let [extension, load] = ["libspdk_lvol_detach.so", "liblvol_load.so"].map(|library| {
-        let library = built.join(library);
-        assert!(library.exists(), "{} is not there: run `make`", library.display());
-        library
-    });
-    [extension.as_os_str(), load.as_os_str()].join(OsStr::new(":"))
-}
-
-/// A target that is linked statically has no SPDK that a library could find.
-fn can_be_loaded() -> bool {
-    let is_static = std::env::var("LVOL_DETACH_TGT").is_ok_and(|way| way == "static");
-    if is_static {
-        println!("skipped: the load generator can't be loaded into a static target");
-    }
-    !is_static
+    built("liblvol_load.so")
 }
 
 fn target_with_load() -> Target {
     // The launcher is a script: what is preloaded into it must do without SPDK, too.
-    let program = Program::StockWith(libraries().into());
+    let program = Program::With(vec![load_generator()]);
     let target = Target::start_with(Options { program, ..Options::on_cores(2) });
     // In memory, as that is fastest.
     target.create_malloc("disk", 256);
@@ -214,9 +197,6 @@ fn family(mut control: Control, family: u64, detaches: u64) -> Totals {
 
 #[test]
 fn a_thousand_detaches_under_load() {
-    if !can_be_loaded() {
-        return;
-    }
     let mut target = target_with_load();
     let neighbour = "lvs/neighbour";
     target.create_thin(neighbour, LVOL_MIB);
@@ -265,9 +245,6 @@ fn a_thousand_detaches_under_load() {
 
 #[test]
 fn the_load_finds_what_a_detach_would_leave_behind() {
-    if !can_be_loaded() {
-        return;
-    }
     let target = target_with_load();
     target.create_thin("lvs/head", LVOL_MIB);
     let mut control = Control(target.connect());

@@ -1,5 +1,6 @@
 //! A target process of the test's own.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -23,10 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Program {
     /// The launcher of this project: the stock target with the extension loaded.
     Launcher,
+    /// The same, from where it was installed.
+    Installed(PathBuf),
+    /// The target with the extension and these libraries.
+    With(Vec<PathBuf>),
     /// The stock target alone.
     Stock,
-    /// The stock target with another library.
-    StockWith(PathBuf),
+    /// The stock target with these libraries.
+    StockWith(Vec<PathBuf>),
 }
 
 /// How to start a target.
@@ -122,12 +127,17 @@ impl Target {
     fn spawn(&self) -> Process {
         let mut command = match &self.options.program {
             Program::Launcher => launcher(),
+            Program::Installed(launcher) => Command::new(launcher),
             Program::Stock => stock_target(),
-            Program::StockWith(library) => {
-                let mut command = stock_target();
-                command.env("LD_PRELOAD", library);
-                command
+            // Not by the launcher: the libraries are for the target, not for a shell.
+            Program::With(libraries) if is_static() => {
+                preload(Command::new(built("spdk_tgt")), libraries)
             }
+            Program::With(libraries) => {
+                let extension = built("libspdk_lvol_detach.so");
+                preload(stock_target(), &[&[extension], libraries.as_slice()].concat())
+            }
+            Program::StockWith(libraries) => preload(stock_target(), libraries),
         };
         let log = File::options()
             .create(true)
@@ -331,6 +341,27 @@ fn stock_target() -> Command {
     let mut command = Command::new(root.join("build/bin/spdk_tgt"));
     command.env("LD_LIBRARY_PATH", format!("{0}/build/lib:{0}/dpdk/build/lib", root.display()));
     command
+}
+
+/// Whether the tests are to use the target that has the extension linked in. `scripts/spdk_tgt` looks
+/// at the same variable.
+fn is_static() -> bool {
+    std::env::var("LVOL_DETACH_TGT").is_ok_and(|way| way == "static")
+}
+
+fn preload(mut command: Command, libraries: &[PathBuf]) -> Command {
+    let libraries: Vec<_> = libraries.iter().map(|path| path.as_os_str()).collect();
+    command.env("LD_PRELOAD", libraries.join(OsStr::new(":")));
+    command
+}
+
+/// What was built with the tests.
+pub fn built(file: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a process has a file");
+    let folder = test.ancestors().nth(2).expect("a test is in a folder of the target folder");
+    let file = folder.join(file);
+    assert!(file.exists(), "{} is not there: run `make`", file.display());
+    file
 }
 
 /// The SPDK tree in use.

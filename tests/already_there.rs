@@ -1,0 +1,41 @@
+//! A target that has a `bdev_lvol_detach_parent` of its own keeps it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::target::{Options, Program, Target, spdk_root};
+use serde_json::json;
+
+#[test]
+fn a_method_that_the_target_has_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("own_method.so");
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&own)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/own_method.c"))
+        .arg("-I")
+        .arg(spdk_root().join("include"))
+        .status()
+        .expect("cc can be started");
+    assert!(status.success());
+
+    let program = Program::With(vec![own]);
+    let mut target = Target::start_with(Options { program, ..Options::default() });
+
+    let params = json!({"name": "lvs/any"});
+    assert_eq!(target.must("bdev_lvol_detach_parent", params), json!(false));
+    let log = target.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("_detach_parent")).collect();
+    let [line] = lines[..] else { panic!("{lines:?}") };
+    assert!(line.contains("*NOTICE*"), "{line}");
+    assert!(
+        line.contains("the target has a bdev_lvol_detach_parent of its own, which stays"),
+        "{line}"
+    );
+    target.stop();
+}
