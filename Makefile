@@ -37,9 +37,12 @@ demo: build
 test: build
 	@$(ENV) scripts/test.sh
 
-# The tests that need a target, on the one that has the extension linked in.
+# The tests that need a target, on the one that has the extension linked in. (The others are linked
+# statically in any case.)
+TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -l '^mod common;' tests/*.rs))
+
 test-static: build
-	@$(ENV) LVOL_DETACH_TGT=static scripts/test.sh
+	@$(ENV) LVOL_DETACH_TGT=static scripts/test.sh $(TARGET_TESTS)
 
 # Every test on an SPDK with its assertions and the address sanitizer on.
 test-asan:

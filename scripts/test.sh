@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test and sums up: "N passed, N failed" is the last line.
+# Runs every test, or those that arguments for cargo test name (--test detach), and sums up:
+# "N passed, N failed" is the last line.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -10,8 +11,8 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 # Each test starts a target of its own; two at a time suit a machine with two cores.
-cargo test --release --locked --workspace --no-fail-fast -- --test-threads "${TEST_THREADS:-2}" \
-	--nocapture "$@" 2>&1 | tee "$log"
+cargo test --release --locked --workspace --no-fail-fast "$@" -- \
+	--test-threads "${TEST_THREADS:-2}" --nocapture 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
 
 awk '/^test result:/ { passed += $4; failed += $6 }
