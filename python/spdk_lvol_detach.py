@@ -52,8 +52,11 @@ def spdk_rpc_plugin_initialize(subparsers):
     if METHOD in subparsers.choices:
         return  # this rpc.py knows the method by itself
     parser = subparsers.add_parser(
-        METHOD, help='Part a lvol from its parent snapshot, without copying anything',
-        description=DESCRIPTION, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        METHOD,
+        help='Part a lvol from its parent snapshot, without copying anything',
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('name', help='UUID or alias (lvs/lvol) of the lvol')
     parser.set_defaults(func=bdev_lvol_detach_parent)
