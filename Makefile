@@ -17,7 +17,7 @@ DOC := $(DESTDIR)$(PREFIX)/share/doc/$(NAME)
 OUT := $(or $(CARGO_TARGET_DIR),target)/release
 BUILT := $(addprefix $(OUT)/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
 
-.PHONY: all build static setup demo test test-static test-asan lint install uninstall deb clean
+.PHONY: all build static setup demo rebuild test test-static test-asan lint install uninstall deb clean
 
 all: build
 
@@ -32,6 +32,10 @@ static: build
 
 demo: build
 	@$(ENV) scripts/demo.sh
+
+# A replica with a damaged snapshot, rebuilt as a storage engine would.
+rebuild: build
+	@$(ENV) python3 -B examples/rebuild/rebuild.py
 
 # One line that sums up cargo's many, so that a reader and CI need not add.
 test: build
@@ -53,6 +57,8 @@ lint: setup
 	@$(ENV) cargo fmt --all --check
 	@$(ENV) cargo clippy --workspace --all-targets --release --locked -- -D warnings
 	@$(ENV) shellcheck -x scripts/*.sh scripts/spdk_tgt tests/*.sh .ci/run
+	@$(ENV) ruff check --quiet --no-cache python examples
+	@$(ENV) ruff format --quiet --no-cache --check python examples
 
 install:
 	@for file in $(BUILT); do [ -e "$$file" ] || { echo "$$file is not built: run make"; exit 1; }; done
