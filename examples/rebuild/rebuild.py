@@ -125,7 +125,8 @@ def stop_at_signals():
 
 def show_failure(error, folder):
     print(f'rebuild: failed while: {doing()}\n{error}', file=sys.stderr)
-    for log in sorted(folder.glob('**/*.log')):
+    # The two targets that were started last.
+    for log in sorted(folder.rglob('*.log'), key=lambda log: log.stat().st_mtime)[-2:]:
         print(f"The last lines of {log.name}, a target's:", file=sys.stderr)
         for line in log.read_text(errors='replace').splitlines()[-20:]:
             print(f'    | {line}', file=sys.stderr)
