@@ -41,9 +41,9 @@ rebuild: build
 test: build
 	@$(ENV) scripts/test.sh
 
-# The tests that need a target, on the one that has the extension linked in. (The others are linked
+# The tests that start a target, on the one that has the extension linked in. (The others are linked
 # statically in any case.)
-TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -l '^mod common;' tests/*.rs))
+TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -e spdk_sys tests/*.rs))
 
 test-static: build
 	@$(ENV) LVOL_DETACH_TGT=static scripts/test.sh $(TARGET_TESTS)
