@@ -57,7 +57,7 @@ fn what_is_installed_works_and_can_be_taken_away() {
         assert!(usr.join(file).is_file(), "{file} is not there");
     }
 
-    let program = Program::Installed(usr.join("bin/spdk_tgt-lvol-detach"));
+    let program = Program::At(usr.join("bin/spdk_tgt-lvol-detach"));
     let mut target = Target::start_with(Options { program, ..Options::default() });
     let methods = target.must("rpc_get_methods", Value::Null);
     assert!(methods.as_array().unwrap().contains(&"bdev_lvol_detach_parent".into()));

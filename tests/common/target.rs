@@ -24,14 +24,34 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Program {
     /// The launcher of this project: the stock target with the extension loaded.
     Launcher,
-    /// The same, from where it was installed.
-    Installed(PathBuf),
+    /// What this file starts.
+    At(PathBuf),
     /// The target with the extension and these libraries.
     With(Vec<PathBuf>),
     /// The stock target alone.
     Stock,
     /// The stock target with these libraries.
     StockWith(Vec<PathBuf>),
+}
+
+impl Program {
+    /// The command without arguments.
+    pub fn command(&self) -> Command {
+        match self {
+            Program::Launcher => launcher(),
+            Program::At(file) => Command::new(file),
+            Program::Stock => stock_target(),
+            // Not by the launcher: the libraries are for the target, not for a shell.
+            Program::With(libraries) if is_static() => {
+                preload(Command::new(built("spdk_tgt")), libraries)
+            }
+            Program::With(libraries) => {
+                let extension = built("libspdk_lvol_detach.so");
+                preload(stock_target(), &[&[extension], libraries.as_slice()].concat())
+            }
+            Program::StockWith(libraries) => preload(stock_target(), libraries),
+        }
+    }
 }
 
 /// How to start a target.
@@ -125,20 +145,7 @@ impl Target {
     }
 
     fn spawn(&self) -> Process {
-        let mut command = match &self.options.program {
-            Program::Launcher => launcher(),
-            Program::Installed(launcher) => Command::new(launcher),
-            Program::Stock => stock_target(),
-            // Not by the launcher: the libraries are for the target, not for a shell.
-            Program::With(libraries) if is_static() => {
-                preload(Command::new(built("spdk_tgt")), libraries)
-            }
-            Program::With(libraries) => {
-                let extension = built("libspdk_lvol_detach.so");
-                preload(stock_target(), &[&[extension], libraries.as_slice()].concat())
-            }
-            Program::StockWith(libraries) => preload(stock_target(), libraries),
-        };
+        let mut command = self.options.program.command();
         let log = File::options()
             .create(true)
             .append(true)
