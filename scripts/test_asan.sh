@@ -10,6 +10,8 @@ export SPDK_ROOT_DIR=$cache/spdk-asan
 export CARGO_TARGET_DIR=$PWD/target/asan
 # The extension is preloaded, and so comes before the sanitizer, which has nothing against it.
 export ASAN_OPTIONS=verify_asan_link_order=0:${ASAN_OPTIONS:-}
+# Leaks of SPDK's own, and of nobody else.
+export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0:${LSAN_OPTIONS:-}
 
 cargo build --release --locked --workspace
 exec scripts/test.sh "$@"

@@ -108,10 +108,12 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "between",
-        setup: &[CHAIN],
+        // To lengthen a blob isn't played: SPDK overwrites its last extent page before its root page
+        // says that it is longer, and a load of what is there in between fails an assertion of SPDK's
+        // own (`blob_parse_page`), where those are on.
+        setup: &[CHAIN, &[Op::Resize("vol", 9)]],
         play: &[
             Op::SetXattr("vol", "name", 20),
-            Op::Resize("vol", 9),
             Op::Detach("vol"),
             Op::Delete("twin"),
             // The former parent. If it still had a clone, SPDK's own deletion would leave clusters
