@@ -16,7 +16,7 @@ MAN := $(DESTDIR)$(PREFIX)/share/man/man8
 DOC := $(DESTDIR)$(PREFIX)/share/doc/$(NAME)
 BUILT := $(addprefix target/release/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
 
-.PHONY: all build static setup demo test test-static test-asan lint install uninstall deb clean
+.PHONY: all build static setup demo test test-static test-asan bench lint install uninstall deb clean
 
 all: build
 
@@ -44,6 +44,10 @@ test-static: build
 test-asan:
 	@scripts/setup.sh asan
 	@$(ENV) scripts/test_asan.sh
+
+# Every figure of docs/performance.md. BENCH is what else to pass: --help says what there is.
+bench: build
+	@$(ENV) PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 python3 -m bench $(BENCH)
 
 lint: setup
 	@$(ENV) cargo fmt --all --check

@@ -17,7 +17,7 @@ packages=(
 	nasm libnuma-dev uuid-dev libaio-dev libssl-dev libncurses-dev libfuse3-dev
 	libkeyutils-dev autoconf automake libtool xz-utils
 )
-python_packages=(meson==1.7.0 ninja==1.11.1.4 pyelftools==0.32 spdk==26.1)
+python_packages=(meson==1.7.0 ninja==1.11.1.4 pyelftools==0.32 spdk==26.1 matplotlib==3.11.2)
 
 log_dir=$cache/log
 mkdir -p "$log_dir"
@@ -105,7 +105,7 @@ install_python_packages() {
 	[ "$(cat "$stamp" 2>/dev/null)" = "${python_packages[*]}" ] && return
 	rm -rf "$venv"
 	run_step "making a Python environment" venv.log 1 count_nothing python3 -m venv "$venv"
-	run_step "installing ${python_packages[*]}" pip.log 6 \
+	run_step "installing ${python_packages[*]}" pip.log 17 \
 		count_python_packages "$venv/bin/pip" install "${python_packages[@]}"
 	echo "${python_packages[*]}" >"$stamp"
 }
