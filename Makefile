@@ -17,7 +17,8 @@ DOC := $(DESTDIR)$(PREFIX)/share/doc/$(NAME)
 OUT := $(or $(CARGO_TARGET_DIR),target)/release
 BUILT := $(addprefix $(OUT)/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
 
-.PHONY: all build static setup demo rebuild test test-static test-asan lint install uninstall deb clean
+.PHONY: all build static setup demo rebuild test test-static test-asan bench lint install uninstall
+.PHONY: deb clean
 
 all: build
 
@@ -53,12 +54,16 @@ test-asan:
 	@scripts/setup.sh asan
 	@$(ENV) scripts/test_asan.sh
 
+# Every figure of docs/performance.md. BENCH is what else to pass: --help says what there is.
+bench: build
+	@$(ENV) PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 python3 -m bench $(BENCH)
+
 lint: setup
 	@$(ENV) cargo fmt --all --check
 	@$(ENV) cargo clippy --workspace --all-targets --release --locked -- -D warnings
 	@$(ENV) shellcheck -x scripts/*.sh scripts/spdk_tgt tests/*.sh .ci/run
-	@$(ENV) ruff check --quiet --no-cache python examples
-	@$(ENV) ruff format --quiet --no-cache --check python examples
+	@$(ENV) ruff check --quiet --no-cache python examples scripts
+	@$(ENV) ruff format --quiet --no-cache --check python examples scripts
 
 install:
 	@for file in $(BUILT); do [ -e "$$file" ] || { echo "$$file is not built: run make"; exit 1; }; done

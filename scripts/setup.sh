@@ -19,7 +19,7 @@ packages=(
 )
 python_packages=(
 	meson==1.7.0 ninja==1.11.1.4 pyelftools==0.32
-	spdk==26.1 tqdm==4.70.1 ruff==0.17.5
+	spdk==26.1 tqdm==4.70.1 ruff==0.17.5 matplotlib==3.11.2
 )
 
 log_dir=$cache/log
@@ -108,7 +108,7 @@ install_python_packages() {
 	[ "$(cat "$stamp" 2>/dev/null)" = "${python_packages[*]}" ] && return
 	rm -rf "$venv"
 	run_step "making a Python environment" venv.log 1 count_nothing python3 -m venv "$venv"
-	run_step "installing ${python_packages[*]}" pip.log 8 \
+	run_step "installing ${python_packages[*]}" pip.log 19 \
 		count_python_packages "$venv/bin/pip" install "${python_packages[@]}"
 	echo "${python_packages[*]}" >"$stamp"
 }

@@ -8,23 +8,26 @@ use crate::family::{Family, resume};
 use crate::lineage::{ZeroesDev, forget_parent};
 use crate::lvol::Lvol;
 use crate::metadata::{WriteError, erase_parent};
+use crate::steps::Steps;
 
 /// Detaches the lvol with this UUID or alias from its parent snapshot.
 ///
 /// After `Ok` the lvol has no parent, on the device and in memory, and the former parent may be
 /// deleted. After an error nothing has changed.
 pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
+    let mut steps = Steps::start();
     let outcome = async {
         let lvol = Lvol::open(name)?;
         // SAFETY: `detach` keeps the lvol open as long as it uses the blobstore.
         let bs = unsafe { lvol.blobstore()? };
         let id = lvol.blob_id();
-        detach(bs, id, Some(lvol), zeroes).await
+        detach(bs, id, Some(lvol), zeroes, &mut steps).await
     }
     .await;
     match outcome {
         Ok(Detached { lvol, parent }) => {
             tracing::info!("{lvol} is detached from its parent {parent}");
+            tracing::debug!("{lvol}: {steps}");
             Ok(())
         }
         Err(error) => {
@@ -43,16 +46,19 @@ pub struct Detached {
     pub parent: String,
 }
 
-/// Detaches the blob `id`, which is that of `lvol`, or of none in a blobstore without lvols.
+/// Detaches the blob `id`, which is that of `lvol`, or of none in a blobstore without lvols,
+/// and notes how long each step takes.
 pub async fn detach(
     bs: Blobstore,
     id: BlobId,
     lvol: Option<Lvol>,
     zeroes: ZeroesDev,
+    steps: &mut Steps,
 ) -> Result<Detached> {
     let (family, locks) = Family::lock(bs, id, lvol).await?;
-    let outcome = detach_locked(bs, &family, locks, zeroes).await;
+    let outcome = detach_locked(bs, &family, locks, zeroes, steps).await;
     family.close().await;
+    steps.done("release");
     outcome
 }
 
@@ -61,6 +67,7 @@ async fn detach_locked(
     family: &Family,
     locks: Vec<Lock>,
     zeroes: ZeroesDev,
+    steps: &mut Steps,
 ) -> Result<Detached> {
     let blob = family.root();
     let name = family.name();
@@ -74,8 +81,11 @@ async fn detach_locked(
     };
     let parent_name = family.name_of(parent.blob());
 
+    steps.done("open");
     let mut quiesced = family.quiesce().await?;
+    steps.done("quiesce");
     let written = erase_parent(blob).await;
+    steps.done("write");
     if written.is_ok() {
         // SAFETY: a blob that has a parent is a thin clone, and `locks` are held.
         let former = unsafe { forget_parent(bs, blob, zeroes) };
@@ -95,6 +105,7 @@ async fn detach_locked(
             }
         };
     }
+    steps.done("swap");
     // The locks go first: while one is held, an unmap doesn't give clusters back.
     drop(locks);
     resume(quiesced).await;

@@ -18,6 +18,7 @@ use crate::detach::detach;
 use crate::error::{Error, Result, check};
 use crate::lineage::ZeroesDev;
 use crate::scratch::{CLUSTER_LEN, Scratch};
+use crate::steps::Steps;
 use crate::task::{Callback, status_callback};
 
 /// Proves that the layouts fit the SPDK that runs. Gives its zeroes device, which is found on the
@@ -49,7 +50,7 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     check_clone(bs, &blob, &snapshot, zeroes)?;
     check_lock(bs, &blob).await?;
 
-    detach(bs, blob.id(), None, zeroes).await?;
+    detach(bs, blob.id(), None, zeroes, &mut Steps::start()).await?;
     check_detached(scratch, bs, &blob, &snapshot, zeroes)
 }
 

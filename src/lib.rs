@@ -3,7 +3,8 @@
 //!
 //! The way of a call, one module each: [`rpc`] takes the request, [`detach`] is the operation from
 //! top to bottom, [`lvol`] is the bdev and its I/O, [`family`] all that reads through it, [`blob`]
-//! an open blob, [`metadata`] what is on the device, [`lineage`] what is in memory.
+//! an open blob, [`metadata`] what is on the device, [`lineage`] what is in memory;
+//! [`steps`] is how long it takes.
 //!
 //! Everything runs on the SPDK thread that serves RPCs, which is the metadata thread of every
 //! lvstore; [`task`] turns SPDK's callbacks there into futures. [`subsystem`] starts with the
@@ -21,6 +22,7 @@ pub mod memory_dev;
 pub mod metadata;
 pub mod rpc;
 pub mod scratch;
+pub mod steps;
 pub mod subsystem;
 pub mod task;
 pub mod version;

@@ -1035,6 +1035,18 @@ fn the_log_tells_of_the_registration_and_of_each_detach() {
     assert_eq!(lines_with(&["lvs/quiet"]), [""; 0]);
     detach_error(&target, "lvs/quiet");
     assert_eq!(lines_with(&["*ERROR*", "lvs/quiet"]).len(), 1);
+
+    // How long each step took, for who asks for it.
+    target.must("log_set_print_level", json!({"level": "INFO"}));
+    for (lvol, flag, lines) in
+        [("lvs/unasked", "log_clear_flag", 0), ("lvs/asked", "log_set_flag", 1)]
+    {
+        target.clone_of("lvs/damaged", lvol);
+        target.must(flag, json!({"flag": "lvol_detach"}));
+        target.detach(lvol);
+        let steps = ["*INFO*", lvol, "open ", "quiesce ", "write ", "swap ", "release "];
+        assert_eq!(lines_with(&steps).len(), lines, "{lvol}");
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use spdk_lvol_detach::detach::{Detached, detach};
 use spdk_lvol_detach::error::{Error, Result, check};
 use spdk_lvol_detach::lineage::ZeroesDev;
 use spdk_lvol_detach::memory_dev::{self, Image, WriteHook};
+use spdk_lvol_detach::steps::Steps;
 use spdk_lvol_detach::task::{self, Callback, status, status_callback};
 use spdk_lvol_detach::{guard, log};
 use spdk_sys as sys;
@@ -308,7 +309,7 @@ impl Store {
 
     /// What this project is about.
     pub async fn detach(&self, id: BlobId) -> Result<Detached> {
-        detach(self.bs, id, None, self.zeroes).await
+        detach(self.bs, id, None, self.zeroes, &mut Steps::start()).await
     }
 
     pub async fn open(&self, id: BlobId) -> Result<OpenBlob> {
