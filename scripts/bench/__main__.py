@@ -15,31 +15,31 @@ from .target import OURS, Targets
 
 PROJECT = Path(__file__).resolve().parents[2]
 PARTS = {
-    "methods": methods.measure,
-    "throughput": cost.measure_throughput,
-    "steps": cost.measure_steps,
+    'methods': methods.measure,
+    'throughput': cost.measure_throughput,
+    'steps': cost.measure_steps,
     **{
-        f"growth-{dimension.name}": functools.partial(growth.measure, dimension)
+        f'growth-{dimension.name}': functools.partial(growth.measure, dimension)
         for dimension in growth.DIMENSIONS
     },
 }
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer points and repetitions")
-    parser.add_argument("--only", choices=PARTS, help="one part")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=PROJECT / "docs")
+    parser = argparse.ArgumentParser(prog='bench', description=__doc__)
+    parser.add_argument('--quick', action='store_true', help='fewer points and repetitions')
+    parser.add_argument('--only', choices=PARTS, help='one part')
+    parser.add_argument('--output', metavar='DIR', type=Path, default=PROJECT / 'docs')
     options = parser.parse_args()
 
     started = time.monotonic()
 
     def progress(what):
-        print(f"==> {time.monotonic() - started:4.0f} s  {what}", file=sys.stderr, flush=True)
+        print(f'==> {time.monotonic() - started:4.0f} s  {what}', file=sys.stderr, flush=True)
 
-    programs = {OURS: str(PROJECT / "scripts/spdk_tgt")}
-    if baseline := os.environ.get("BASELINE_SPDK_TGT"):
-        programs["baseline"] = baseline
+    programs = {OURS: str(PROJECT / 'scripts/spdk_tgt')}
+    if baseline := os.environ.get('BASELINE_SPDK_TGT'):
+        programs['baseline'] = baseline
     # The targets get one core and this program another, if there are two.
     *others, core = sorted(os.sched_getaffinity(0))
     # So that what was started is ended, and its files go.
@@ -49,19 +49,19 @@ def main():
     try:
         if others:
             os.sched_setaffinity(0, others)
-        results = {"machine": machine.describe(targets, tempfile.gettempdir())}
+        results = {'machine': machine.describe(targets, tempfile.gettempdir())}
         for name, measure in PARTS.items():
             if options.only in (None, name):
                 results[name] = measure(targets, options, progress)
     finally:
         targets.stop()
 
-    folder = options.output / "performance"
+    folder = options.output / 'performance'
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
     charts.draw(results, folder)
-    page.write(results, options.output / "performance.md")
-    progress(f"done: {options.output / 'performance.md'}")
+    page.write(results, options.output / 'performance.md')
+    progress(f'done: {options.output / "performance.md"}')
 
 
 main()

@@ -7,72 +7,72 @@ from .samples import spread
 from .target import STEPS
 
 COLOURS = {
-    "bdev_lvol_detach_parent": "C0",
-    "bdev_lvol_set_parent": "C1",
-    "bdev_lvol_decouple_parent": "C2",
-    "bdev_lvol_inflate": "C3",
-    "spdk_get_version": "C7",
+    'bdev_lvol_detach_parent': 'C0',
+    'bdev_lvol_set_parent': 'C1',
+    'bdev_lvol_decouple_parent': 'C2',
+    'bdev_lvol_inflate': 'C3',
+    'spdk_get_version': 'C7',
 }
-LINES = {"extension": "-", "baseline": "--"}
+LINES = {'extension': '-', 'baseline': '--'}
 
 
 def draw(results, folder):
     # The same results give the same files.
-    matplotlib.use("svg")
-    pyplot.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "axes.grid": True})
-    if "methods" in results:
-        draw_methods(results["methods"], folder)
-    if "throughput" in results:
-        draw_throughput(results["throughput"], folder)
-    if "steps" in results:
-        draw_steps(results["steps"], folder)
+    matplotlib.use('svg')
+    pyplot.rcParams.update({'svg.hashsalt': 'bench', 'svg.fonttype': 'none', 'axes.grid': True})
+    if 'methods' in results:
+        draw_methods(results['methods'], folder)
+    if 'throughput' in results:
+        draw_throughput(results['throughput'], folder)
+    if 'steps' in results:
+        draw_steps(results['steps'], folder)
     for name, entries in results.items():
-        if name.startswith("growth-"):
+        if name.startswith('growth-'):
             draw_growth(name, entries, folder)
 
 
 def draw_methods(entries, folder):
-    for figure, label in (("bytes_written", "bytes written"), ("wall_ms", "wall time, ms")):
-        chart, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-        for target, method in dict.fromkeys((e["target"], e["method"]) for e in entries):
-            lines = [e for e in entries if (e["target"], e["method"]) == (target, method)]
-            samples = [[sample[figure] for sample in e["samples"]] for e in lines]
-            line(axes, target, method, [e["parent_mib"] for e in lines], samples)
-        axes.set(xscale="log", yscale="log", xlabel="clusters of the parent, MiB", ylabel=label)
-        save(chart, axes, folder / f"methods-{figure}.svg")
+    for figure, label in (('bytes_written', 'bytes written'), ('wall_ms', 'wall time, ms')):
+        chart, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
+        for target, method in dict.fromkeys((e['target'], e['method']) for e in entries):
+            lines = [e for e in entries if (e['target'], e['method']) == (target, method)]
+            samples = [[sample[figure] for sample in e['samples']] for e in lines]
+            line(axes, target, method, [e['parent_mib'] for e in lines], samples)
+        axes.set(xscale='log', yscale='log', xlabel='clusters of the parent, MiB', ylabel=label)
+        save(chart, axes, folder / f'methods-{figure}.svg')
 
 
 def draw_growth(name, entries, folder):
-    chart, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for target in dict.fromkeys(e["target"] for e in entries):
-        lines = [e for e in entries if e["target"] == target]
-        for method in lines[0]["us_each"]:
-            samples = [e["us_each"][method] for e in lines]
-            line(axes, target, method, [e["at"] for e in lines], samples)
-    axes.set(xscale="log", yscale="log", xlabel=entries[0]["unit"], ylabel="us each, pipelined")
-    save(chart, axes, folder / f"{name}.svg")
+    chart, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
+    for target in dict.fromkeys(e['target'] for e in entries):
+        lines = [e for e in entries if e['target'] == target]
+        for method in lines[0]['us_each']:
+            samples = [e['us_each'][method] for e in lines]
+            line(axes, target, method, [e['at'] for e in lines], samples)
+    axes.set(xscale='log', yscale='log', xlabel=entries[0]['unit'], ylabel='us each, pipelined')
+    save(chart, axes, folder / f'{name}.svg')
 
 
 def draw_throughput(entries, folder):
-    chart, axes = pyplot.subplots(figsize=(7, 0.4 * len(entries) + 1), layout="constrained")
-    labels = [f"{e['method']} ({e['target']}, {e['base_bdev']})" for e in entries]
-    low, middle, high = zip(*(spread(e["us_each"]) for e in entries), strict=True)
-    axes.barh(labels, middle, xerr=errors(low, middle, high), ecolor="grey")
+    chart, axes = pyplot.subplots(figsize=(7, 0.4 * len(entries) + 1), layout='constrained')
+    labels = [f'{e["method"]} ({e["target"]}, {e["base_bdev"]})' for e in entries]
+    low, middle, high = zip(*(spread(e['us_each']) for e in entries), strict=True)
+    axes.barh(labels, middle, xerr=errors(low, middle, high), ecolor='grey')
     axes.invert_yaxis()
-    axes.set(xlabel="us each, many in one connection", xlim=(0, None))
-    save(chart, axes, folder / "throughput.svg")
+    axes.set(xlabel='us each, many in one connection', xlim=(0, None))
+    save(chart, axes, folder / 'throughput.svg')
 
 
 def draw_steps(entries, folder):
-    chart, axes = pyplot.subplots(figsize=(7, 2.5), layout="constrained")
-    labels = [e["base_bdev"] for e in entries]
+    chart, axes = pyplot.subplots(figsize=(7, 2.5), layout='constrained')
+    labels = [e['base_bdev'] for e in entries]
     left = [0.0] * len(entries)
     for step in STEPS:
-        medians = [spread(e["steps_us"][step])[1] for e in entries]
+        medians = [spread(e['steps_us'][step])[1] for e in entries]
         axes.barh(labels, medians, left=left, label=step)
         left = [sum(pair) for pair in zip(left, medians, strict=True)]
-    axes.set(xlabel="us, medians")
-    save(chart, axes, folder / "steps.svg")
+    axes.set(xlabel='us, medians')
+    save(chart, axes, folder / 'steps.svg')
 
 
 def line(axes, target, method, x, samples):
@@ -83,9 +83,9 @@ def line(axes, target, method, x, samples):
         yerr=errors(low, middle, high),
         color=COLOURS[method],
         linestyle=LINES[target],
-        marker=".",
+        marker='.',
         capsize=3,
-        label=f"{method} ({target})",
+        label=f'{method} ({target})',
     )
 
 
@@ -98,6 +98,6 @@ def errors(low, middle, high):
 
 def save(chart, axes, path):
     if axes.get_legend_handles_labels()[0]:
-        chart.legend(loc="outside lower center", ncols=2, fontsize="small")
-    chart.savefig(path, metadata={"Date": None})
+        chart.legend(loc='outside lower center', ncols=2, fontsize='small')
+    chart.savefig(path, metadata={'Date': None})
     pyplot.close(chart)

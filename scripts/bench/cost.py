@@ -8,22 +8,22 @@ LVOL_MIB = 64
 def measure_throughput(targets, options, progress):
     """A list with one entry for each target, base bdev and request."""
     lvols, rounds = AT_ONCE, 5 if options.quick else 40
-    names = [f"lvol{number}" for number in range(lvols)]
+    names = [f'lvol{number}' for number in range(lvols)]
     requests = {
-        "bdev_lvol_detach_parent": [detach_request(name) for name in names],
-        "bdev_lvol_set_parent": [set_parent_request(name, parent_of(name)) for name in names],
-        "spdk_get_version": [request("spdk_get_version")] * lvols,
+        'bdev_lvol_detach_parent': [detach_request(name) for name in names],
+        'bdev_lvol_set_parent': [set_parent_request(name, parent_of(name)) for name in names],
+        'spdk_get_version': [request('spdk_get_version')] * lvols,
     }
     figures = []
-    for base, gib in (("malloc", 1), ("aio", 16)):
-        progress(f"throughput: {lvols} requests in one connection, on {base}")
+    for base, gib in (('malloc', 1), ('aio', 16)):
+        progress(f'throughput: {lvols} requests in one connection, on {base}')
         entries = {
             (target.name, method): {
-                "target": target.name,
-                "base_bdev": base,
-                "method": method,
-                "requests": lvols,
-                "us_each": [],
+                'target': target.name,
+                'base_bdev': base,
+                'method': method,
+                'requests': lvols,
+                'us_each': [],
             }
             for target in targets
             for method in requests
@@ -35,7 +35,7 @@ def measure_throughput(targets, options, progress):
             for target in targets.each():
                 for method, batch in requests.items():
                     seconds = target.pipelined(batch)
-                    entries[target.name, method]["us_each"].append(seconds * 1e6 / lvols)
+                    entries[target.name, method]['us_each'].append(seconds * 1e6 / lvols)
         for target in targets.each():
             target.drop_lvstore()
         figures += entries.values()
@@ -46,21 +46,21 @@ def measure_steps(targets, options, progress):
     """A list with one entry for each base bdev; of targets whose log tells of the steps."""
     times = 20 if options.quick else 300
     figures = []
-    for base, gib in (("malloc", 1), ("aio", 16)):
-        progress(f"steps: {times} detaches, one by one, on {base}")
+    for base, gib in (('malloc', 1), ('aio', 16)):
+        progress(f'steps: {times} detaches, one by one, on {base}')
         for target in targets.each():
             if not target.is_ours:
                 continue
             target.make_lvstore(base, gib, cluster_sz=1 << 20)
-            target.create_with_parents(["lvol"], LVOL_MIB)
+            target.create_with_parents(['lvol'], LVOL_MIB)
             target.show_steps()
             samples = []
             for _ in range(times):
-                target.pipelined([detach_request("lvol")])
+                target.pipelined([detach_request('lvol')])
                 samples.append(target.last_steps())
-                target.set_parent("lvol", parent_of("lvol"))
+                target.set_parent('lvol', parent_of('lvol'))
             target.hide_steps()
             target.drop_lvstore()
             steps_us = {step: [sample[step] for sample in samples] for step in samples[0]}
-            figures.append({"target": target.name, "base_bdev": base, "steps_us": steps_us})
+            figures.append({'target': target.name, 'base_bdev': base, 'steps_us': steps_us})
     return figures

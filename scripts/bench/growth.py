@@ -47,83 +47,83 @@ def of_pages(target, pages, lvols):
     clusters = ((pages - 1) * ENTRIES_PER_PAGE + ENTRIES_PER_PAGE // 2) * CLUSTERS_PER_ENTRY
     mib = clusters * PAGE >> 20
     for lvol in lvols:
-        target.create(f"{lvol}-origin", mib)
-        target.snapshot(f"{lvol}-origin", parent_of(lvol))
-        target.delete(f"{lvol}-origin")
+        target.create(f'{lvol}-origin', mib)
+        target.snapshot(f'{lvol}-origin', parent_of(lvol))
+        target.delete(f'{lvol}-origin')
         target.create_full(lvol, mib)
         target.set_parent(lvol, parent_of(lvol))
 
 
 def of_clones(target, clones, lvols):
     """The lvols are snapshots here."""
-    heads = [f"{lvol}-head" for lvol in lvols]
+    heads = [f'{lvol}-head' for lvol in lvols]
     target.pipelined([create_request(head, LVOL_MIB) for head in heads])
     for names in (map(parent_of, lvols), lvols):
         target.pipelined([snapshot_request(*pair) for pair in zip(heads, names, strict=True)])
     # The head is a clone, too. A snapshot is cloned by one request at a time.
     for number in range(clones - 1):
-        target.pipelined([clone_request(lvol, f"{lvol}-{number}") for lvol in lvols])
+        target.pipelined([clone_request(lvol, f'{lvol}-{number}') for lvol in lvols])
 
 
 def of_depth(target, depth, lvols):
     target.pipelined([create_request(lvol, LVOL_MIB) for lvol in lvols])
     for level in range(depth - 1):
-        target.pipelined([snapshot_request(lvol, f"{lvol}-{level}") for lvol in lvols])
+        target.pipelined([snapshot_request(lvol, f'{lvol}-{level}') for lvol in lvols])
     target.pipelined([snapshot_request(lvol, parent_of(lvol)) for lvol in lvols])
 
 
 def of_store(target, count, lvols):
     """Half of the store's lvols are snapshots."""
-    others = [f"other{number}" for number in range(count // 2 - len(lvols))]
+    others = [f'other{number}' for number in range(count // 2 - len(lvols))]
     # The others come first: SPDK keeps the snapshots in a list, in which ours are last.
     target.create_with_parents([*others, *lvols], LVOL_MIB)
 
 
 DIMENSIONS = (
     Dimension(
-        name="size",
-        unit="MiB of the lvol",
+        name='size',
+        unit='MiB of the lvol',
         points=(64, 1024, 16 * 1024, 256 * 1024, 4 * MIB_PER_TIB, 64 * MIB_PER_TIB),
         quick_points=(64, 256 * 1024),
         lvols=4,
         prepare=of_size,
-        lvstore={"cluster_sz": 4 << 20},
+        lvstore={'cluster_sz': 4 << 20},
     ),
     Dimension(
-        name="metadata",
-        unit="pages of metadata of the lvol",
+        name='metadata',
+        unit='pages of metadata of the lvol',
         points=(1, 4, 16, 64),
         quick_points=(1, 4),
         lvols=2,
         prepare=of_pages,
-        lvstore={"gib": 256, "cluster_sz": PAGE, "num_md_pages_per_cluster_ratio": 1},
+        lvstore={'gib': 256, 'cluster_sz': PAGE, 'num_md_pages_per_cluster_ratio': 1},
     ),
     Dimension(
-        name="clones",
-        unit="clones of the lvol",
+        name='clones',
+        unit='clones of the lvol',
         points=(1, 10, 100, 1000),
         quick_points=(1, 100),
         lvols=8,
         prepare=of_clones,
-        lvstore={"cluster_sz": 1 << 20},
+        lvstore={'cluster_sz': 1 << 20},
     ),
     Dimension(
-        name="depth",
-        unit="snapshots above the lvol",
+        name='depth',
+        unit='snapshots above the lvol',
         points=(1, 4, 20, 50, 200),
         quick_points=(1, 20),
         lvols=8,
         prepare=of_depth,
-        lvstore={"cluster_sz": 1 << 20},
+        lvstore={'cluster_sz': 1 << 20},
     ),
     Dimension(
-        name="store",
-        unit="lvols in the lvstore",
+        name='store',
+        unit='lvols in the lvstore',
         points=(20, 100, 1000, 10000),
         quick_points=(20, 100),
         lvols=8,
         prepare=of_store,
-        lvstore={"cluster_sz": 1 << 20},
+        lvstore={'cluster_sz': 1 << 20},
     ),
 )
 
@@ -131,34 +131,34 @@ DIMENSIONS = (
 def measure(dimension, targets, options, progress):
     """A list with one entry for each target and point."""
     rounds, alone = (5, 5) if options.quick else (20, 20)
-    names = [f"lvol{number}" for number in range(dimension.lvols)]
+    names = [f'lvol{number}' for number in range(dimension.lvols)]
     detach = [detach_request(name) for name in names]
     attach = [set_parent_request(name, parent_of(name)) for name in names]
     figures = []
     for point in dimension.quick_points if options.quick else dimension.points:
-        progress(f"growth: {point} {dimension.unit}")
+        progress(f'growth: {point} {dimension.unit}')
         entries = {}
         for target in targets.each():
             target.make_lvstore(**dimension.lvstore)
             dimension.prepare(target, point, names)
             entries[target.name] = {
-                "target": target.name,
-                "dimension": dimension.name,
-                "unit": dimension.unit,
-                "at": point,
-                "requests": len(names),
-                "us_each": {"bdev_lvol_detach_parent": [], "bdev_lvol_set_parent": []},
-                "alone": [],
+                'target': target.name,
+                'dimension': dimension.name,
+                'unit': dimension.unit,
+                'at': point,
+                'requests': len(names),
+                'us_each': {'bdev_lvol_detach_parent': [], 'bdev_lvol_set_parent': []},
+                'alone': [],
             }
         for _ in range(rounds):
             for target in targets.each():
-                us_each = entries[target.name]["us_each"]
+                us_each = entries[target.name]['us_each']
                 for method, batch in zip(us_each, (detach, attach), strict=True):
                     us_each[method].append(target.pipelined(batch) * 1e6 / len(names))
         for target in targets.each():
             target.show_steps()
             for _ in range(alone):
-                entries[target.name]["alone"].append(one_alone(target, detach[0]))
+                entries[target.name]['alone'].append(one_alone(target, detach[0]))
                 target.pipelined([attach[0]])
             target.hide_steps()
             target.drop_lvstore()
@@ -172,5 +172,5 @@ def one_alone(target, call):
     after = target.device()
     return {
         **{name: after[name] - before[name] for name in after},
-        "steps_us": target.last_steps(),
+        'steps_us': target.last_steps(),
     }

@@ -8,12 +8,12 @@ Each is called on a clone of its own of the same snapshot in mid-chain, which ow
 from .target import clone_request, detach_request, request, set_parent_request
 
 METHODS = {
-    "bdev_lvol_detach_parent": detach_request("lvol"),
-    "bdev_lvol_set_parent": set_parent_request("lvol", "root"),
-    "bdev_lvol_decouple_parent": request("bdev_lvol_decouple_parent", name="lvs/lvol"),
-    "bdev_lvol_inflate": request("bdev_lvol_inflate", name="lvs/lvol"),
+    'bdev_lvol_detach_parent': detach_request('lvol'),
+    'bdev_lvol_set_parent': set_parent_request('lvol', 'root'),
+    'bdev_lvol_decouple_parent': request('bdev_lvol_decouple_parent', name='lvs/lvol'),
+    'bdev_lvol_inflate': request('bdev_lvol_inflate', name='lvs/lvol'),
 }
-COPYING = ("bdev_lvol_decouple_parent", "bdev_lvol_inflate")
+COPYING = ('bdev_lvol_decouple_parent', 'bdev_lvol_inflate')
 CLUSTER = 1 << 20
 
 
@@ -25,15 +25,15 @@ def measure(targets, options, progress):
     for mib in sizes_mib:
         entries = {
             (target.name, method): {
-                "target": target.name,
-                "method": method,
-                "parent_mib": mib,
-                "samples": [],
+                'target': target.name,
+                'method': method,
+                'parent_mib': mib,
+                'samples': [],
             }
             for target in targets
             for method in METHODS
         }
-        progress(f"methods: a parent of {mib} MiB")
+        progress(f'methods: a parent of {mib} MiB')
         for target in targets.each():
             target.make_lvstore(cluster_sz=CLUSTER)
             prepare(target, mib)
@@ -41,7 +41,7 @@ def measure(targets, options, progress):
             for target in targets.each():
                 for method, call in METHODS.items():
                     if method not in COPYING or round < copies:
-                        entries[target.name, method]["samples"].append(sample(target, call))
+                        entries[target.name, method]['samples'].append(sample(target, call))
         for target in targets.each():
             target.drop_lvstore()
         figures += entries.values()
@@ -49,20 +49,20 @@ def measure(targets, options, progress):
 
 
 def prepare(target, mib):
-    target.create("root-origin", mib)
-    target.snapshot("root-origin", "root")
-    target.create_full("head", mib)
-    target.set_parent("head", "root")
-    target.snapshot("head", "parent")
+    target.create('root-origin', mib)
+    target.snapshot('root-origin', 'root')
+    target.create_full('head', mib)
+    target.set_parent('head', 'root')
+    target.snapshot('head', 'parent')
 
 
 def sample(target, call):
-    target.pipelined([clone_request("parent", "lvol")])
-    clusters = target.allocated_clusters("lvol")
+    target.pipelined([clone_request('parent', 'lvol')])
+    clusters = target.allocated_clusters('lvol')
     before = target.device()
     seconds = target.pipelined([call])
     after = target.device()
-    clusters = target.allocated_clusters("lvol") - clusters
-    target.delete("lvol")
+    clusters = target.allocated_clusters('lvol') - clusters
+    target.delete('lvol')
     device = {name: after[name] - before[name] for name in after}
-    return {**device, "clusters_allocated": clusters, "wall_ms": seconds * 1000}
+    return {**device, 'clusters_allocated': clusters, 'wall_ms': seconds * 1000}

@@ -5,55 +5,58 @@ from pathlib import Path
 
 from .samples import spread
 
-TEMPLATE = Path(__file__).parent / "page.md"
-NOT_MEASURED = "(not measured in this run)"
+TEMPLATE = Path(__file__).parent / 'page.md'
+NOT_MEASURED = '(not measured in this run)'
+
+# From here on a figure is shown without decimals.
+WHOLE = 100
 
 
 def write(results, path):
     tables = {
-        "machine": machine(results["machine"]),
-        "methods": NOT_MEASURED,
-        "requests": NOT_MEASURED,
-        "throughput": NOT_MEASURED,
-        "steps": NOT_MEASURED,
+        'machine': machine(results['machine']),
+        'methods': NOT_MEASURED,
+        'requests': NOT_MEASURED,
+        'throughput': NOT_MEASURED,
+        'steps': NOT_MEASURED,
     }
-    if entries := results.get("methods"):
-        tables["methods"] = methods(entries)
-    if entries := results.get("throughput"):
-        tables["requests"] = entries[0]["requests"]
-        tables["throughput"] = throughput(entries)
-    if entries := results.get("steps"):
-        tables["steps"] = steps(entries)
-    tables["growth"] = "\n\n".join(
-        growth(name, entries) for name, entries in results.items() if name.startswith("growth-")
+    if entries := results.get('methods'):
+        tables['methods'] = methods(entries)
+    if entries := results.get('throughput'):
+        tables['requests'] = entries[0]['requests']
+        tables['throughput'] = throughput(entries)
+    if entries := results.get('steps'):
+        tables['steps'] = steps(entries)
+    tables['growth'] = '\n\n'.join(
+        growth(name, entries) for name, entries in results.items() if name.startswith('growth-')
     )
     page = string.Template(TEMPLATE.read_text()).substitute(tables)
     path.write_text(page)
 
 
 def machine(machine):
-    targets = "; ".join(
-        f"{name}: {target['spdk']}"
-        + (f" with the extension {target['extension']}" if target["extension"] else "")
-        for name, target in machine["targets"].items()
+    targets = '; '.join(
+        f'{name}: {target["spdk"]}'
+        + (f' with the extension {target["extension"]}' if target['extension'] else '')
+        for name, target in machine['targets'].items()
     )
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"Linux {machine['kernel']}, load average {machine['load_average_before']:.1f} before, "
-        f"{machine['base_bdev']} ({targets})"
+        f'{machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB, '
+        f'Linux {machine["kernel"]}, load average {machine["load_average_before"]:.1f} before, '
+        f'{machine["base_bdev"]} ({targets})'
     )
 
 
 def methods(entries):
-    head = ["parent, MiB", "method", "target", "writes", "written, B", "reads", "read, B"]
-    head += ["clusters allocated", "wall time, ms", "samples"]
-    figures = ["writes", "bytes_written", "reads", "bytes_read", "clusters_allocated", "wall_ms"]
+    head = ['parent, MiB', 'method', 'target', 'writes', 'written, B', 'reads', 'read, B']
+    head += ['clusters allocated', 'wall time, ms', 'samples']
+    figures = ['writes', 'bytes_written', 'reads', 'bytes_read', 'clusters_allocated', 'wall_ms']
     return table(
         head,
         [
-            [entry["parent_mib"], f"`{entry['method']}`", entry["target"]]
-            + [cell([sample[figure] for sample in entry["samples"]]) for figure in figures]
-            + [len(entry["samples"])]
+            [entry['parent_mib'], f'`{entry["method"]}`', entry['target']]
+            + [cell([sample[figure] for sample in entry['samples']]) for figure in figures]
+            + [len(entry['samples'])]
             for entry in entries
         ],
     )
@@ -61,53 +64,53 @@ def methods(entries):
 
 def throughput(entries):
     return table(
-        ["base bdev", "method", "target", "us each", "requests per second", "samples"],
+        ['base bdev', 'method', 'target', 'us each', 'requests per second', 'samples'],
         [
-            [entry["base_bdev"], f"`{entry['method']}`", entry["target"]]
-            + [cell(entry["us_each"]), cell([1e6 / us for us in entry["us_each"]])]
-            + [len(entry["us_each"])]
+            [entry['base_bdev'], f'`{entry["method"]}`', entry['target']]
+            + [cell(entry['us_each']), cell([1e6 / us for us in entry['us_each']])]
+            + [len(entry['us_each'])]
             for entry in entries
         ],
     )
 
 
 def steps(entries):
-    names = list(entries[0]["steps_us"])
+    names = list(entries[0]['steps_us'])
     rows = []
     for entry in entries:
-        samples = list(entry["steps_us"].values())
+        samples = list(entry['steps_us'].values())
         totals = [sum(steps) for steps in zip(*samples, strict=True)]
-        rows.append([entry["base_bdev"], *map(cell, samples), cell(totals), len(totals)])
-    return table(["base bdev", *names, "all", "samples"], rows)
+        rows.append([entry['base_bdev'], *map(cell, samples), cell(totals), len(totals)])
+    return table(['base bdev', *names, 'all', 'samples'], rows)
 
 
 def growth(name, entries):
-    head = [entries[0]["unit"], "target", "detach", "set_parent", "in the target"]
-    head += ["writes", "written, B", "reads", "lvols", "samples"]
+    head = [entries[0]['unit'], 'target', 'detach', 'set_parent', 'in the target']
+    head += ['writes', 'written, B', 'reads', 'lvols', 'samples']
     rows = []
     for entry in entries:
-        each, alone = entry["us_each"], entry["alone"]
-        totals = [sum(sample["steps_us"].values()) for sample in alone if sample["steps_us"]]
+        each, alone = entry['us_each'], entry['alone']
+        totals = [sum(sample['steps_us'].values()) for sample in alone if sample['steps_us']]
         rows.append(
-            [entry["at"], entry["target"], *map(cell, each.values()), cell(totals)]
+            [entry['at'], entry['target'], *map(cell, each.values()), cell(totals)]
             + [
                 cell([sample[figure] for sample in alone])
-                for figure in ("writes", "bytes_written", "reads")
+                for figure in ('writes', 'bytes_written', 'reads')
             ]
-            + [entry["requests"], len(each["bdev_lvol_detach_parent"])]
+            + [entry['requests'], len(each['bdev_lvol_detach_parent'])]
         )
-    return f"![{entries[0]['unit']}](performance/{name}.svg)\n\n{table(head, rows)}"
+    return f'![{entries[0]["unit"]}](performance/{name}.svg)\n\n{table(head, rows)}'
 
 
 def cell(samples):
     """The median, and the least and greatest if they aren't the same."""
     if not samples:
-        return ""
-    low, middle, high = (f"{value:.{0 if value >= 100 else 1}f}" for value in spread(samples))
-    low, middle, high = (text.removesuffix(".0") for text in (low, middle, high))
-    return middle if low == high else f"{middle} ({low}-{high})"
+        return ''
+    low, middle, high = (f'{value:.{0 if value >= WHOLE else 1}f}' for value in spread(samples))
+    low, middle, high = (text.removesuffix('.0') for text in (low, middle, high))
+    return middle if low == high else f'{middle} ({low}-{high})'
 
 
 def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)

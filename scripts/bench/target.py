@@ -13,14 +13,14 @@ from pathlib import Path
 
 from spdk.rpc.client import JSONRPCClient, JSONRPCException
 
-OURS = "extension"
+OURS = 'extension'
 # A malloc bdev of 1 GiB, and 10,000 lvols.
 MEMORY_MIB = 4096
 START_SECONDS = 60
 REPLY_SECONDS = 600
 # A lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
 AT_ONCE = 250
-STEPS = ("open", "quiesce", "write", "swap", "release")
+STEPS = ('open', 'quiesce', 'write', 'swap', 'release')
 
 
 class Connection(JSONRPCClient):
@@ -28,8 +28,8 @@ class Connection(JSONRPCClient):
 
     def pipelined(self, requests):
         """Seconds from the first byte sent to the last reply read; each must be a success."""
-        sent = "".join(
-            json.dumps({"jsonrpc": "2.0", "id": number, **request})
+        sent = ''.join(
+            json.dumps({'jsonrpc': '2.0', 'id': number, **request})
             for number, request in enumerate(requests)
         ).encode()
         self.sock.settimeout(self.timeout)
@@ -40,14 +40,14 @@ class Connection(JSONRPCClient):
         while lines < len(requests):
             chunk = self.sock.recv(1 << 20)
             if not chunk:
-                raise JSONRPCException("the target closed the connection")
-            lines += chunk.count(b"\n")
+                raise JSONRPCException('the target closed the connection')
+            lines += chunk.count(b'\n')
             replies += chunk
         seconds = time.perf_counter() - started
         for line in replies.splitlines():
             reply = json.loads(line)
-            if "error" in reply:
-                raise JSONRPCException(f"{requests[reply['id']]}: {reply['error']}")
+            if 'error' in reply:
+                raise JSONRPCException(f'{requests[reply["id"]]}: {reply["error"]}')
         return seconds
 
 
@@ -57,15 +57,15 @@ class Target:
     def __init__(self, name, program, core):
         self.name = name
         self.is_ours = name == OURS
-        self.folder = Path(tempfile.mkdtemp(prefix="spdk-lvol-detach-bench-"))
-        self.log_path = self.folder / "spdk_tgt.log"
-        self.disk = self.folder / "disk"
-        arguments = ["--no-huge", "-s", str(MEMORY_MIB), "--no-pci", "-m", f"[{core}]"]
+        self.folder = Path(tempfile.mkdtemp(prefix='spdk-lvol-detach-bench-'))
+        self.log_path = self.folder / 'spdk_tgt.log'
+        self.disk = self.folder / 'disk'
+        arguments = ['--no-huge', '-s', str(MEMORY_MIB), '--no-pci', '-m', f'[{core}]']
         # A target that is killed would leave the shared memory of its trace behind.
-        arguments += ["--disable-cpumask-locks", "--num-trace-entries", "0"]
-        arguments += ["-r", str(self.folder / "rpc.sock")]
+        arguments += ['--disable-cpumask-locks', '--num-trace-entries', '0']
+        arguments += ['-r', str(self.folder / 'rpc.sock')]
         try:
-            with self.log_path.open("wb") as log:
+            with self.log_path.open('wb') as log:
                 self.process = subprocess.Popen(
                     [program, *arguments],
                     stdin=subprocess.DEVNULL,
@@ -78,7 +78,7 @@ class Target:
             raise
         try:
             self.connection = self.connect()
-            self.call("framework_wait_init")
+            self.call('framework_wait_init')
         except BaseException:
             self.stop()
             raise
@@ -87,7 +87,7 @@ class Target:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                return Connection(str(self.folder / "rpc.sock"), timeout=REPLY_SECONDS)
+                return Connection(str(self.folder / 'rpc.sock'), timeout=REPLY_SECONDS)
             except JSONRPCException:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     print(self.log_path.read_text()[-2000:], file=sys.stderr)
@@ -121,23 +121,23 @@ class Target:
         for start in range(0, len(requests), AT_ONCE):
             self.pipelined(requests[start : start + AT_ONCE])
 
-    def make_lvstore(self, base="aio", gib=64, **options):
+    def make_lvstore(self, base='aio', gib=64, **options):
         """An lvstore `lvs` on a new base bdev."""
         self.base = base
-        if base == "aio":
-            with self.disk.open("wb") as file:
+        if base == 'aio':
+            with self.disk.open('wb') as file:
                 file.truncate(gib << 30)
-            file = {"filename": str(self.disk), "fallocate": True}
-            self.call("bdev_aio_create", name="base", block_size=4096, **file)
+            file = {'filename': str(self.disk), 'fallocate': True}
+            self.call('bdev_aio_create', name='base', block_size=4096, **file)
         else:
             blocks = (gib << 30) // 4096
-            self.call("bdev_malloc_create", name="base", num_blocks=blocks, block_size=4096)
-        options = {"clear_method": "none", **options}
-        self.call("bdev_lvol_create_lvstore", bdev_name="base", lvs_name="lvs", **options)
+            self.call('bdev_malloc_create', name='base', num_blocks=blocks, block_size=4096)
+        options = {'clear_method': 'none', **options}
+        self.call('bdev_lvol_create_lvstore', bdev_name='base', lvs_name='lvs', **options)
 
     def drop_lvstore(self):
         """The base bdev goes, not the lvols: to forget them is quicker than to delete them."""
-        self.call(f"bdev_{self.base}_delete", name="base")
+        self.call(f'bdev_{self.base}_delete', name='base')
         self.disk.unlink(missing_ok=True)
 
     def create(self, lvol, mib, thin=True):
@@ -147,8 +147,8 @@ class Target:
         """A thin lvol that owns all its clusters, without a parent; nothing is written to it."""
         self.create(lvol, mib, thin=False)
         # A thick lvol becomes thin when it has a snapshot, and takes over the clusters of that.
-        self.snapshot(lvol, f"{lvol}-passing")
-        self.delete(f"{lvol}-passing")
+        self.snapshot(lvol, f'{lvol}-passing')
+        self.delete(f'{lvol}-passing')
 
     def create_with_parents(self, lvols, mib):
         """Thin lvols that own nothing, each with a parent that owns nothing."""
@@ -162,39 +162,39 @@ class Target:
         self.pipelined([set_parent_request(lvol, parent)])
 
     def delete(self, lvol):
-        self.call("bdev_lvol_delete", name=f"lvs/{lvol}")
+        self.call('bdev_lvol_delete', name=f'lvs/{lvol}')
 
     def allocated_clusters(self, lvol):
-        (bdev,) = self.call("bdev_get_bdevs", name=f"lvs/{lvol}")
-        return bdev["driver_specific"]["lvol"]["num_allocated_clusters"]
+        (bdev,) = self.call('bdev_get_bdevs', name=f'lvs/{lvol}')
+        return bdev['driver_specific']['lvol']['num_allocated_clusters']
 
     def device(self):
         """What the base bdev has been asked to do so far."""
-        stats = self.call("bdev_get_iostat", name="base")["bdevs"][0]
+        stats = self.call('bdev_get_iostat', name='base')['bdevs'][0]
         return {
-            "writes": stats["num_write_ops"],
-            "bytes_written": stats["bytes_written"],
-            "reads": stats["num_read_ops"],
-            "bytes_read": stats["bytes_read"],
+            'writes': stats['num_write_ops'],
+            'bytes_written': stats['bytes_written'],
+            'reads': stats['num_read_ops'],
+            'bytes_read': stats['bytes_read'],
         }
 
     def show_steps(self):
         """From now on the log tells how long each step took, if the target is ours."""
         if self.is_ours:
-            self.call("log_set_flag", flag="lvol_detach")
-            self.call("log_set_print_level", level="INFO")
+            self.call('log_set_flag', flag='lvol_detach')
+            self.call('log_set_print_level', level='INFO')
 
     def hide_steps(self):
         if self.is_ours:
-            self.call("log_clear_flag", flag="lvol_detach")
-            self.call("log_set_print_level", level="NOTICE")
+            self.call('log_clear_flag', flag='lvol_detach')
+            self.call('log_set_print_level', level='NOTICE')
 
     def last_steps(self):
         """The microseconds of each step of the last detach; None if the target doesn't say."""
         if not self.is_ours:
             return None
-        pattern = ", ".join(rf"{step} ([0-9.]+) us" for step in STEPS)
-        with self.log_path.open("rb") as log:
+        pattern = ', '.join(rf'{step} ([0-9.]+) us' for step in STEPS)
+        with self.log_path.open('rb') as log:
             log.seek(max(0, self.log_path.stat().st_size - 2000))
             found = re.findall(pattern, log.read().decode())
         return dict(zip(STEPS, map(float, found[-1]), strict=True))
@@ -231,43 +231,43 @@ class Targets:
 def environment(program):
     """That of a target from a built SPDK tree that has shared libraries."""
     tree = Path(program).resolve().parents[2]
-    libraries = [str(tree / "build/lib"), str(tree / "dpdk/build/lib")]
+    libraries = [str(tree / 'build/lib'), str(tree / 'dpdk/build/lib')]
     if not Path(libraries[0]).is_dir():
         return None
-    before = os.environ.get("LD_LIBRARY_PATH")
-    return {**os.environ, "LD_LIBRARY_PATH": ":".join([*libraries, *([before] if before else [])])}
+    before = os.environ.get('LD_LIBRARY_PATH')
+    return {**os.environ, 'LD_LIBRARY_PATH': ':'.join([*libraries, *([before] if before else [])])}
 
 
 def request(method, **params):
-    return {"method": method, "params": params} if params else {"method": method}
+    return {'method': method, 'params': params} if params else {'method': method}
 
 
 def create_request(lvol, mib, thin=True):
     return request(
-        "bdev_lvol_create",
-        lvs_name="lvs",
+        'bdev_lvol_create',
+        lvs_name='lvs',
         lvol_name=lvol,
         size_in_mib=mib,
         thin_provision=thin,
-        clear_method="none",
+        clear_method='none',
     )
 
 
 def snapshot_request(lvol, snapshot):
-    return request("bdev_lvol_snapshot", lvol_name=f"lvs/{lvol}", snapshot_name=snapshot)
+    return request('bdev_lvol_snapshot', lvol_name=f'lvs/{lvol}', snapshot_name=snapshot)
 
 
 def clone_request(snapshot, clone):
-    return request("bdev_lvol_clone", snapshot_name=f"lvs/{snapshot}", clone_name=clone)
+    return request('bdev_lvol_clone', snapshot_name=f'lvs/{snapshot}', clone_name=clone)
 
 
 def parent_of(lvol):
-    return f"{lvol}-parent"
+    return f'{lvol}-parent'
 
 
 def detach_request(lvol):
-    return request("bdev_lvol_detach_parent", name=f"lvs/{lvol}")
+    return request('bdev_lvol_detach_parent', name=f'lvs/{lvol}')
 
 
 def set_parent_request(lvol, parent):
-    return request("bdev_lvol_set_parent", lvol_name=f"lvs/{lvol}", parent_name=f"lvs/{parent}")
+    return request('bdev_lvol_set_parent', lvol_name=f'lvs/{lvol}', parent_name=f'lvs/{parent}')
