@@ -445,7 +445,8 @@ fn a_reader_that_comes_meanwhile_is_done_with_the_parent_before_the_reply() {
             let reads = target.iostat(&name).reads;
             target.delete(&parent);
             if reader.join().unwrap() {
-                assert!(reads > 0, "a read that was not done at the reply read the parent's data");
+                let done = target.iostat(&name).reads;
+                assert_eq!(reads, done, "a read of the parent's data was not done at the reply");
                 slipped += 1;
             }
         });
@@ -454,4 +455,44 @@ fn a_reader_that_comes_meanwhile_is_done_with_the_parent_before_the_reply() {
         target.expect_data(&vol, &[0]);
     }
     eprintln!("{slipped} of 3 reads came before the reply");
+}
+
+/// A read through the parent that was in flight when the detach came: of the lvol, or of its clone.
+#[test]
+fn a_read_in_flight_is_done_before_the_reply() {
+    let mut target = Target::start();
+    target.create_lvstore("lvs", Lvstore { can_be_slow: true, ..Lvstore::default() });
+    for detached in ["lvs/vol", "lvs/snap"] {
+        target.create_thin("lvs/vol", 1);
+        target.write("lvs/vol", &[(0, 0x11)]);
+        target.snapshot("lvs/vol", "lvs/parent");
+        target.snapshot("lvs/vol", "lvs/snap");
+        if detached == "lvs/vol" {
+            target.delete("lvs/snap");
+        }
+        let name = target.lvol("lvs/vol").uuid;
+        let reads = || target.iostat(&name).reads;
+        let export = target.export("lvs/vol");
+        let before = reads();
+        target.slow_down_reads("lvs", 3_000_000);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| export.qemu_io([iscsi::read(0, 4096, 0x11)]));
+            // It is on its way by now.
+            thread::sleep(Duration::from_secs(1));
+            assert_eq!(reads(), before, "the read is done already");
+            target.must(DETACH, json!({"name": detached}));
+            let done = reads();
+            reader.join().unwrap().expect("it read what the parent has");
+            assert_eq!(done, reads(), "the read was not done at the reply");
+        });
+        target.slow_down_reads("lvs", 0);
+        drop(export);
+        target.expect_data("lvs/vol", &[0]);
+        for lvol in ["lvs/vol", "lvs/snap", "lvs/parent"] {
+            if target.bdev(lvol).is_some() {
+                target.delete(lvol);
+            }
+        }
+    }
+    target.stop();
 }

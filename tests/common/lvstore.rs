@@ -180,9 +180,21 @@ impl Target {
     /// Makes each I/O of an lvstore's device take so long; 0 for as fast as it can.
     #[track_caller]
     pub fn slow_down(&self, lvstore: &str, latency_us: u64) {
+        self.slow_down_reads(lvstore, latency_us);
+        self.set_latency(lvstore, ["avg_write", "p99_write"], latency_us);
+    }
+
+    /// The same for reads alone.
+    #[track_caller]
+    pub fn slow_down_reads(&self, lvstore: &str, latency_us: u64) {
+        self.set_latency(lvstore, ["avg_read", "p99_read"], latency_us);
+    }
+
+    #[track_caller]
+    fn set_latency(&self, lvstore: &str, types: [&str; 2], latency_us: u64) {
         let disk = self.disk(lvstore);
         assert!(disk.options.can_be_slow, "{lvstore} was made without `can_be_slow`");
-        for latency_type in ["avg_read", "p99_read", "avg_write", "p99_write"] {
+        for latency_type in types {
             self.must(
                 "bdev_delay_update_latency",
                 json!({
