@@ -99,5 +99,5 @@ def errors(low, middle, high):
 def save(chart, axes, path):
     if axes.get_legend_handles_labels()[0]:
         chart.legend(loc='outside lower center', ncols=2, fontsize='small')
-    chart.savefig(path, metadata={'Date': None})
+    chart.savefig(path, bbox_inches='tight', metadata={'Date': None})
     pyplot.close(chart)
