@@ -17,7 +17,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -76,7 +76,7 @@ impl Chain {
     #[track_caller]
     fn expect_refused(&self, bytes: &[u8], expected: &Expected) {
         let shown = shown(bytes);
-        let exchange = Exchange::new(&self.target, bytes);
+        let exchange = Exchange::new(&self.target, bytes, 1);
         if let Err(difference) = expected.compare(&exchange) {
             panic!("{shown}: {difference}: {exchange:?}");
         }
@@ -103,24 +103,31 @@ struct Exchange {
 }
 
 impl Exchange {
-    /// Sends the bytes on a connection of their own, and receives everything that comes back.
+    /// Sends the bytes on a connection of their own, and receives everything that comes back: so many
+    /// answers, unless the target closes the connection before, and whatever else there is.
     #[track_caller]
-    fn new(target: &Target, bytes: &[u8]) -> Exchange {
-        Exchange::finish(connect(target), bytes)
+    fn new(target: &Target, bytes: &[u8], answers: usize) -> Exchange {
+        Exchange::finish(connect(target), bytes, answers)
     }
 
-    /// Sends the last bytes and a request that shows whether the target still takes requests; then
-    /// says that no more will come. SPDK answers everything before it closes its side.
+    /// Sends the last bytes and a request that shows whether the target still takes requests. When
+    /// all is answered it says that no more will come. (Not before: SPDK 26.05 doesn't answer a client
+    /// that has said so, `jsonrpc_server_send_response`.)
     #[track_caller]
-    fn finish(mut socket: UnixStream, bytes: &[u8]) -> Exchange {
+    fn finish(mut socket: UnixStream, bytes: &[u8], answers: usize) -> Exchange {
         let last = br#"{"jsonrpc":"2.0","id":"last","method":"spdk_get_version"}"#;
-        match socket.write_all(&[bytes, last].concat()) {
-            Ok(()) => socket.shutdown(Shutdown::Write).expect("half a connection can be closed"),
-            // The target has closed it already.
-            Err(error) => assert_eq!(error.kind(), ErrorKind::BrokenPipe),
-        }
         let mut received = Vec::new();
-        match socket.read_to_end(&mut received) {
+        let mut reader = BufReader::new(socket.try_clone().expect("a socket can be shared"));
+        let outcome = match socket.write_all(&[bytes, last].concat()) {
+            Ok(()) => (0..=answers)
+                .try_for_each(|_| reader.read_until(b'\n', &mut received).map(|_| ()))
+                // The target may have closed it.
+                .map(|()| socket.shutdown(Shutdown::Write).unwrap_or_default()),
+            // The target has closed it already.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(error),
+        };
+        match outcome.and_then(|()| reader.read_to_end(&mut received)) {
             Ok(_) => {}
             // The target closed it before it had read everything.
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
@@ -375,11 +382,6 @@ fn what_is_json_but_no_request_is_refused() {
     let with_member = |member: &str| detach.replacen('{', &format!("{{{member},"), 1);
 
     for request in [
-        // Batches.
-        "[]".to_owned(),
-        format!("[{detach}]"),
-        format!("[{detach},{detach}]"),
-        format!("[1,{detach}]"),
         // No object.
         "1 ".to_owned(),
         "-0.5e7 ".to_owned(),
@@ -418,6 +420,34 @@ fn what_is_json_but_no_request_is_refused() {
         chain.expect_refused(request.as_bytes(), &Expected::no_such_method());
     }
     chain.expect_still_served();
+}
+
+/// Before 26.05 SPDK takes no batches.
+#[test]
+fn a_batch_is_refused_or_each_of_its_requests_is_answered() {
+    let chain = Chain::new();
+    let detach = String::from_utf8(detach_of("lvs/snap")).unwrap();
+    let nothing = detach.replace("lvs/snap", "none").replace(r#""id":1"#, r#""id":2"#);
+    chain.expect_refused(b"[]", &Expected::invalid_request(Value::Null));
+
+    let probe = Exchange::new(&chain.target, format!("[{nothing}]").as_bytes(), 1);
+    if !probe.answers[0].is_array() {
+        for batch in
+            [format!("[{detach}]"), format!("[{detach},{detach}]"), format!("[1,{detach}]")]
+        {
+            chain.expect_refused(batch.as_bytes(), &Expected::invalid_request(Value::Null));
+        }
+        return chain.expect_still_served();
+    }
+    let batch = format!("[{nothing},7,{detach}]");
+    let exchange = Exchange::new(&chain.target, batch.as_bytes(), 1);
+    let [Value::Array(answers)] = exchange.answers.as_slice() else { panic!("{exchange:?}") };
+    assert_eq!(answers.len(), 3, "{answers:?}");
+    let answer_to = |id: Value| answers.iter().find(|answer| answer["id"] == id).unwrap();
+    assert_eq!(answer_to(json!(1))["result"], json!(true));
+    assert_eq!(answer_to(json!(2))["error"]["code"], json!(ENODEV));
+    assert_eq!(answer_to(Value::Null)["error"]["code"], json!(-32600));
+    assert_eq!(chain.target.parent("lvs/snap"), None);
 }
 
 #[test]
@@ -510,7 +540,7 @@ fn a_name_may_be_spelt_in_every_way_that_json_has() {
     ] {
         let alias = format!("lvs/{clone}");
         target.clone_of("lvs/snap", &alias);
-        let exchange = Exchange::new(target, &detach_with(params));
+        let exchange = Exchange::new(target, &detach_with(params), 1);
         let done = json!({"jsonrpc": "2.0", "id": 1, "result": true});
         assert_eq!(exchange.answers, [done], "{params}");
         assert_eq!(target.parent(&alias), None, "{params}");
@@ -586,7 +616,7 @@ fn a_request_may_come_in_pieces() {
         // this piece.
         chain.expect_untouched("a part of a request");
     }
-    let exchange = Exchange::finish(socket, last);
+    let exchange = Exchange::finish(socket, last, 1);
     assert_eq!(exchange.answers, [json!({"jsonrpc": "2.0", "id": 1, "result": true})]);
     assert_eq!(chain.target.parent("lvs/snap"), None);
 }
@@ -602,7 +632,7 @@ fn a_character_that_comes_in_two_packets_does_no_harm() {
     let mut socket = connect(&chain.target);
     socket.write_all(first).unwrap();
     assert_eq!(chain.target.lvols(), before);
-    let exchange = Exchange::finish(socket, last);
+    let exchange = Exchange::finish(socket, last, 1);
     // SPDK 26.01 takes the first half for no UTF-8 (`utf8_valid`), and closes the connection.
     if exchange.closed {
         assert_eq!(chain.target.lvols(), before);
@@ -658,7 +688,7 @@ fn many_requests_in_one_packet_are_each_answered() {
     let text: String = requests.iter().map(Value::to_string).collect();
     assert!(text.len() > RECEIVE_BUFFER);
 
-    let exchange = Exchange::new(target, text.as_bytes());
+    let exchange = Exchange::new(target, text.as_bytes(), expected.len());
 
     assert_eq!(exchange.answers.len(), expected.len());
     for answer in &exchange.answers {
