@@ -17,6 +17,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -27,7 +28,7 @@ use common::iostat::Iostat;
 use common::lvol::Lvol;
 use common::lvstore::Lvstore;
 use common::rpc::{EINVAL, ENODEV, INVALID_PARAMS, METHOD_NOT_FOUND};
-use common::target::Target;
+use common::target::{Target, spdk_root};
 use serde_json::{Value, json};
 
 const INVALID_REQUEST: i64 = -32600;
@@ -37,8 +38,19 @@ const PARSE_ERROR: i64 = -32700;
 const RECEIVE_BUFFER: usize = 32 * 1024;
 /// `SPDK_JSON_MAX_NESTING_DEPTH`.
 const MAX_NESTING: usize = 64;
-/// `SPDK_JSONRPC_MAX_VALUES`. Keys count, and so do both ends of an array or an object.
-const MAX_VALUES: usize = 1024;
+
+/// `SPDK_JSONRPC_MAX_VALUES` of the tree at hand. Keys count, and so do both ends of an array or an
+/// object.
+fn max_values() -> usize {
+    let header = spdk_root().join("lib/jsonrpc/jsonrpc_internal.h");
+    let text = fs::read_to_string(header).unwrap();
+    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let found = lines.find_map(|words| match words[..] {
+        ["#define", "SPDK_JSONRPC_MAX_VALUES", number] => number.parse().ok(),
+        _ => None,
+    });
+    found.expect("the header has it")
+}
 
 /// A target with the chain `base <- snap <- vol`, of which `snap` and `vol` could be detached.
 struct Chain {
@@ -311,7 +323,7 @@ fn params_of_any_other_form_are_refused() {
     ] {
         chain.expect_refused(&detach_with(params), &Expected::invalid_params());
     }
-    chain.expect_refused(&detach_with_values(MAX_VALUES), &Expected::invalid_params());
+    chain.expect_refused(&detach_with_values(max_values()), &Expected::invalid_params());
     chain.expect_still_served();
 }
 
@@ -511,7 +523,7 @@ fn what_is_no_json_ends_the_connection_and_nothing_else() {
         detach_with(format!(r#"{{"name":{}}}"#, nested(MAX_NESTING - 1))),
         vec![b'['; 10_000],
         // More values than SPDK's server takes.
-        detach_with_values(MAX_VALUES + 1),
+        detach_with_values(max_values() + 1),
         // More than fits the server's buffer.
         detach_of(&"n".repeat(too_long)),
         detach_of(&"n".repeat(10 * RECEIVE_BUFFER)),
