@@ -86,13 +86,14 @@ impl Disk {
         if self.options.can_fail {
             target.must("bdev_error_create", json!({"base_name": self.base_bdev()}));
         }
-        target.must(
-            "bdev_aio_create",
-            json!({
-                "name": self.base_bdev(), "filename": self.file,
-                "block_size": BLOCK, "fallocate": true,
-            }),
-        );
+        let mut aio = json!({
+            "name": self.base_bdev(), "filename": self.file, "block_size": BLOCK, "fallocate": true,
+        });
+        // Without it the file can't be unmapped. SPDK before 24.05 hasn't got it.
+        if target.call("bdev_aio_create", aio.clone()).is_err() {
+            aio.as_object_mut().expect("it is an object").remove("fallocate");
+            target.must("bdev_aio_create", aio);
+        }
     }
 }
 
