@@ -230,7 +230,7 @@ class Targets:
 
 def environment(program):
     """That of a target from a built SPDK tree that has shared libraries."""
-    tree = Path(program).resolve().parents[2]
+    tree = Path(program).resolve().parent.parent.parent
     libraries = [str(tree / 'build/lib'), str(tree / 'dpdk/build/lib')]
     if not Path(libraries[0]).is_dir():
         return None
