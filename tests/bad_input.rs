@@ -17,7 +17,6 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -28,7 +27,7 @@ use common::iostat::Iostat;
 use common::lvol::Lvol;
 use common::lvstore::Lvstore;
 use common::rpc::{EINVAL, ENODEV, INVALID_PARAMS, METHOD_NOT_FOUND};
-use common::target::{Target, spdk_root};
+use common::target::{Target, spdk_define};
 use serde_json::{Value, json};
 
 const INVALID_REQUEST: i64 = -32600;
@@ -49,11 +48,8 @@ fn max_values() -> usize {
 
 /// What the header of the tree at hand defines: a number, or a product in parentheses.
 fn server_limit(name: &str) -> usize {
-    let header = spdk_root().join("lib/jsonrpc/jsonrpc_internal.h");
-    let text = fs::read_to_string(header).unwrap();
-    let define = format!("#define {name}\t");
-    let value = text.lines().find_map(|line| line.strip_prefix(&define)).expect("it is defined");
-    let factors = value.trim().trim_matches(['(', ')']).split('*');
+    let value = spdk_define("lib/jsonrpc/jsonrpc_internal.h", name);
+    let factors = value.trim_matches(['(', ')']).split('*');
     factors.map(|factor| factor.trim().parse::<usize>().unwrap()).product()
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::target::{Options, Program, Target, spdk_root};
+use common::target::{Options, Program, Target, spdk_define, spdk_root};
 use serde_json::Value;
 
 /// An SPDK release in which one field that the extension uses has moved.
@@ -99,11 +99,7 @@ fn make_release(tree: &Path, major: u32) {
 
 /// The version of the tree that the tests run on, as "v26.01".
 fn running() -> String {
-    let header = fs::read_to_string(spdk_root().join("include/spdk/version.h")).unwrap();
-    let number = |name: &str| -> u32 {
-        let define = format!("#define {name}\t");
-        header.lines().find_map(|line| line.strip_prefix(&define)).unwrap().trim().parse().unwrap()
-    };
+    let number = |name| -> u32 { spdk_define("include/spdk/version.h", name).parse().unwrap() };
     format!("v{}.{:02}", number("SPDK_VERSION_MAJOR"), number("SPDK_VERSION_MINOR"))
 }
 

@@ -79,7 +79,6 @@ fn load_generator() -> PathBuf {
 }
 
 fn target_with_load() -> Target {
-    // The launcher is a script: what is preloaded into it must do without SPDK, too.
     let program = Program::With(vec![load_generator()]);
     let target = Target::start_with(Options { program, ..Options::on_cores(2) });
     // In memory, as that is fastest.

@@ -167,10 +167,5 @@ def measure(dimension, targets, options, progress):
 
 
 def one_alone(target, call):
-    before = target.device()
-    target.pipelined([call])
-    after = target.device()
-    return {
-        **{name: after[name] - before[name] for name in after},
-        'steps_us': target.last_steps(),
-    }
+    _, device = target.device_io(call)
+    return {**device, 'steps_us': target.last_steps()}

@@ -59,10 +59,7 @@ def prepare(target, mib):
 def sample(target, call):
     target.pipelined([clone_request('parent', 'lvol')])
     clusters = target.allocated_clusters('lvol')
-    before = target.device()
-    seconds = target.pipelined([call])
-    after = target.device()
+    seconds, device = target.device_io(call)
     clusters = target.allocated_clusters('lvol') - clusters
     target.delete('lvol')
-    device = {name: after[name] - before[name] for name in after}
     return {**device, 'clusters_allocated': clusters, 'wall_ms': seconds * 1000}

@@ -178,6 +178,13 @@ class Target:
             'bytes_read': stats['bytes_read'],
         }
 
+    def device_io(self, call):
+        """Sends one request: the seconds it took, and what the base bdev did meanwhile."""
+        before = self.device()
+        seconds = self.pipelined([call])
+        after = self.device()
+        return seconds, {name: after[name] - before[name] for name in after}
+
     def show_steps(self):
         """From now on the log tells how long each step took, if the target is ours."""
         if self.is_ours:

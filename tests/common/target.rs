@@ -371,6 +371,15 @@ pub fn built(file: &str) -> PathBuf {
     file
 }
 
+/// What a header of the SPDK tree in use defines a name as.
+#[track_caller]
+pub fn spdk_define(header: &str, name: &str) -> String {
+    let text = fs::read_to_string(spdk_root().join(header)).expect("SPDK has the header");
+    let define = format!("#define {name}\t");
+    let value = text.lines().find_map(|line| line.strip_prefix(&define)).expect("it is defined");
+    value.trim().to_owned()
+}
+
 /// The SPDK tree in use.
 pub fn spdk_root() -> PathBuf {
     let Some(root) = std::env::var_os("SPDK_ROOT_DIR").map(PathBuf::from) else {
