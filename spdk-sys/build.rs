@@ -20,6 +20,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_thread_(lib_init|lib_fini|create|destroy|exit|is_exited|poll|send_msg)",
     "spdk_[gs]et_thread",
     "spdk_spin_(un)?lock",
+    "spdk_unaffinitize_thread",
     "spdk_bit_array_(clear|count_set|get)",
     "spdk_crc32c_update",
     "spdk_io_device_(un)?register",

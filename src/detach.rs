@@ -1,13 +1,13 @@
 //! The operation: a lvol is parted from its parent snapshot by rewriting its metadata.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 
 use crate::blob::{BlobId, Blobstore, Lock, Parent};
 use crate::error::{Error, Result};
 use crate::family::{Family, resume};
 use crate::lineage::{ZeroesDev, forget_parent};
-use crate::lvol::Lvol;
-use crate::metadata::{WriteError, erase_parent};
+use crate::lvol::{Lvol, Quiesced};
+use crate::metadata::{WriteError, erase_parent, restore_parent};
 use crate::steps::Steps;
 
 /// Detaches the lvol with this UUID or alias from its parent snapshot.
@@ -82,39 +82,61 @@ async fn detach_locked(
     let parent_name = family.name_of(parent.blob());
 
     steps.done("open");
-    let mut quiesced = family.quiesce().await?;
-    steps.done("quiesce");
-    let written = erase_parent(blob).await;
-    steps.done("write");
-    if written.is_ok() {
-        // SAFETY: a blob that has a parent is a thin clone, and `locks` are held.
-        let former = unsafe { forget_parent(bs, blob, zeroes) };
-        quiesced = match family.wait_for_slipped(quiesced).await {
-            Ok(quiesced) => {
-                // SAFETY: I/O that reads through the former backing device came by a bdev of the
-                // family, where what was in flight has been waited for, or was a copy by one of
-                // the operations that `locks` keep off.
-                unsafe { former.destroy() };
-                quiesced
-            }
-            Err(error) => {
-                tracing::error!(
-                    "{parent_name} can't be deleted until the target restarts: {error}"
-                );
-                Vec::new()
-            }
-        };
-    }
-    steps.done("swap");
+    let (quiesced, outcome) = match part(bs, family, &name, &parent_name, zeroes, steps).await {
+        Ok(quiesced) => (quiesced, Ok(Detached { lvol: name, parent: parent_name })),
+        Err(error) => (Vec::new(), Err(error)),
+    };
     // The locks go first: while one is held, an unmap doesn't give clusters back.
     drop(locks);
     resume(quiesced).await;
     // This reference is younger than the one that the lvol had, so that one is gone as well then:
     // a delete that follows the reply finds the parent unused.
     parent.close().await;
+    outcome
+}
 
-    written.map_err(|error| write_error(error, &name, &parent_name))?;
-    Ok(Detached { lvol: name, parent: parent_name })
+/// First on the device, then in memory. What is quiesced after it, the caller resumes.
+async fn part<'a>(
+    bs: Blobstore,
+    family: &'a Family,
+    name: &str,
+    parent_name: &str,
+    zeroes: ZeroesDev,
+    steps: &mut Steps,
+) -> Result<Vec<Quiesced<'a>>> {
+    let blob = family.root();
+    let erased = erase_parent(blob).await.map_err(|error| write_error(error, name, parent_name))?;
+    steps.done("write");
+    let quiesced = match family.quiesce().await {
+        Ok(quiesced) => quiesced,
+        Err(error) => {
+            let failed = format!("holding back the I/O of {name} failed");
+            let restored = restore_parent(blob, erased).await;
+            return Err(match restored {
+                Ok(()) => error,
+                Err(errno) => in_doubt(errno, &failed, name, parent_name),
+            });
+        }
+    };
+    steps.done("quiesce");
+    erased.free();
+    // SAFETY: a blob that has a parent is a thin clone, and the family is locked.
+    let former = unsafe { forget_parent(bs, blob, zeroes) };
+    let quiesced = match family.wait_for_slipped(quiesced).await {
+        Ok(quiesced) => {
+            // SAFETY: I/O that reads through the former backing device came by a bdev of the
+            // family, where what was in flight has been waited for, or was a copy by one of the
+            // operations that the family's locks keep off.
+            unsafe { former.destroy() };
+            quiesced
+        }
+        Err(error) => {
+            tracing::error!("{parent_name} can't be deleted until the target restarts: {error}");
+            Vec::new()
+        }
+    };
+    steps.done("swap");
+    Ok(quiesced)
 }
 
 fn write_error(error: WriteError, name: &str, parent: &str) -> Error {
@@ -126,13 +148,20 @@ fn write_error(error: WriteError, name: &str, parent: &str) -> Error {
             errno,
             format!("the metadata write of {name} failed; it still has its parent {parent}"),
         ),
-        WriteError::Unknown(errno) => Error::new(
-            errno,
-            format!(
-                "the metadata write of {name} failed, and so did writing the old metadata again: \
-                 it still has its parent {parent}, but may come up without it after a restart. Mend \
-                 the base bdev, then detach {name} again"
-            ),
-        ),
+        WriteError::Unknown(errno) => {
+            in_doubt(errno, &format!("the metadata write of {name} failed"), name, parent)
+        }
     }
+}
+
+/// The device may have the parent, or not; in memory it is still there.
+fn in_doubt(errno: c_int, what: &str, name: &str, parent: &str) -> Error {
+    Error::new(
+        errno,
+        format!(
+            "{what}, and so did writing the old metadata again: {name} still has its parent \
+             {parent}, but may come up without it after a restart. Mend the base bdev, then detach \
+             {name} again"
+        ),
+    )
 }

@@ -4,7 +4,9 @@
 use std::ffi::CString;
 use std::fmt::{self, Write};
 use std::os::raw::{c_char, c_int};
-use std::sync::Once;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Once, OnceLock};
+use std::thread;
 
 use spdk_sys as sys;
 use tracing::field::{Field, Visit};
@@ -16,13 +18,53 @@ unsafe extern "C" {
     static SPDK_LOG_lvol_detach: sys::spdk_log_flag;
 }
 
-/// Sends this crate's events to SPDK's log from now on.
+/// Lines on their way to SPDK's log. Writing one takes some 30 us, of which a call of syslog that
+/// finds no syslog has most: on the reactor, every lvol there would wait for it.
+static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
+/// Who finds so many lines waiting waits as well.
+const QUEUE_LEN: usize = 1024;
+
+enum Entry {
+    Line(Line),
+    /// Says when all lines before it are written.
+    Flush(SyncSender<()>),
+}
+
+/// Sends this crate's events to SPDK's log from now on, written by a thread of its own.
 pub fn init() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        let (sender, entries) = sync_channel(QUEUE_LEN);
+        let thread = thread::Builder::new().name("lvol_detach_log".to_owned());
+        if thread.spawn(move || write_all(&entries)).is_ok() {
+            QUEUE.get_or_init(|| sender);
+        }
         // An error means that somebody else takes the events, which is as well.
         let _ = tracing::subscriber::set_global_default(SpdkLog);
     });
+}
+
+fn write_all(entries: &Receiver<Entry>) {
+    // SAFETY: it moves the current thread, which is no reactor, off the reactor's core.
+    unsafe { sys::spdk_unaffinitize_thread() };
+    for entry in entries {
+        match entry {
+            Entry::Line(line) => line.write(),
+            // Nobody waits if the sender has gone.
+            Entry::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+/// Waits until the lines so far are written.
+pub fn flush() {
+    let (sender, done) = sync_channel(1);
+    if let Some(queue) = QUEUE.get()
+        && queue.send(Entry::Flush(sender)).is_ok()
+    {
+        // An error means that the thread has gone, and there is nothing to wait for.
+        let _ = done.recv();
+    }
 }
 
 struct SpdkLog;
@@ -49,24 +91,14 @@ impl Subscriber for SpdkLog {
     fn event(&self, event: &Event<'_>) {
         let mut text = Text(String::new());
         event.record(&mut text);
-        let metadata = event.metadata();
-        let c = |text: &str| CString::new(one_line(text)).unwrap_or_default();
-        let file = c(metadata.file().unwrap_or_default());
-        let function = c(metadata.target());
-        let message = c(&text.0);
-        let line = metadata.line().unwrap_or_default() as c_int;
-        const FORMAT: *const c_char = c"%s\n".as_ptr();
-        // SAFETY: all pointers are to strings that live until the call returns, and the format
-        // takes the one string that follows it.
-        unsafe {
-            sys::spdk_log(
-                spdk_level(metadata.level()),
-                file.as_ptr(),
-                line,
-                function.as_ptr(),
-                FORMAT,
-                message.as_ptr(),
-            );
+        let line = Line { metadata: event.metadata(), text: text.0 };
+        let unsent = match QUEUE.get() {
+            Some(queue) => queue.send(Entry::Line(line)).err().map(|unsent| unsent.0),
+            None => Some(Entry::Line(line)),
+        };
+        // There is no thread.
+        if let Some(Entry::Line(line)) = unsent {
+            line.write();
         }
     }
 
@@ -82,6 +114,34 @@ impl Subscriber for SpdkLog {
     fn register_callsite(&self, _: &'static Metadata<'static>) -> tracing::subscriber::Interest {
         // The flag can be set at any time, so each event asks.
         tracing::subscriber::Interest::sometimes()
+    }
+}
+
+struct Line {
+    metadata: &'static Metadata<'static>,
+    text: String,
+}
+
+impl Line {
+    fn write(&self) {
+        let c = |text: &str| CString::new(one_line(text)).unwrap_or_default();
+        let file = c(self.metadata.file().unwrap_or_default());
+        let function = c(self.metadata.target());
+        let message = c(&self.text);
+        let line = self.metadata.line().unwrap_or_default() as c_int;
+        const FORMAT: *const c_char = c"%s\n".as_ptr();
+        // SAFETY: all pointers are to strings that live until the call returns, and the format
+        // takes the one string that follows it. Any thread may log.
+        unsafe {
+            sys::spdk_log(
+                spdk_level(self.metadata.level()),
+                file.as_ptr(),
+                line,
+                function.as_ptr(),
+                FORMAT,
+                message.as_ptr(),
+            );
+        }
     }
 }
 

@@ -17,11 +17,12 @@
 use std::ffi::CStr;
 use std::os::raw::{c_int, c_void};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use spdk_sys as sys;
 
 use crate::blob::{BlobId, OpenBlob};
-use crate::task::{status, status_callback};
+use crate::task::{Callback, status, status_callback};
 
 /// The blob still has its parent in memory. What of the device?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,44 +41,73 @@ pub enum WriteError {
 /// On the device that is one write of the blob's root page; a blob whose metadata takes more
 /// pages gets the others anew before, and the old ones zeroed after (`blob_persist_write_*`).
 ///
-/// The blob must be locked against operations that change its parent.
-pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<(), WriteError> {
+/// The blob must be locked against operations that change its parent. Its I/O may go on: what it
+/// allocates meanwhile is written without the xattr too, or in pages that don't hold any.
+pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<ParentXattr, WriteError> {
     blob.wait_until_idle().await;
     let Some(xattr) = ParentXattr::take(blob) else {
         return Err(WriteError::NoParent);
     };
     let Err(failed) = write(blob).await else {
-        xattr.free();
-        return Ok(());
+        return Ok(xattr);
     };
-    xattr.put_back(blob);
     if failed.nothing_written {
+        xattr.put_back(blob);
         return Err(WriteError::PutBack(failed.errno));
     }
-    blob.wait_until_idle().await;
-    if write(blob).await.is_err() {
-        return Err(WriteError::Unknown(failed.errno));
-    }
+    restore_parent(blob, xattr).await.map_err(|_| WriteError::Unknown(failed.errno))?;
     // Not before: until now the device's root page may have pointed to them.
     release_pages(blob, &failed.lost_pages);
     Err(WriteError::PutBack(failed.errno))
 }
 
+/// Writes the blob's metadata with its parent again. If that fails, the device may hold either.
+pub async fn restore_parent(blob: &OpenBlob, xattr: ParentXattr) -> std::result::Result<(), c_int> {
+    xattr.put_back(blob);
+    blob.wait_until_idle().await;
+    write(blob).await.map_err(|failed| failed.errno)
+}
+
+/// How a sync ended.
+struct Synced {
+    rc: c_int,
+    /// `clean.pages` when it ended. It is looked at then, because a later write may put an array of
+    /// its own to where the one before this write was.
+    clean_pages: *mut u32,
+}
+
+/// What `spdk_blob_sync_md` gets as its context.
+struct Syncing {
+    blob: *mut sys::spdk_blob,
+    callback: Callback<Synced>,
+}
+
+/// `spdk_blob_op_complete`
+unsafe extern "C" fn synced(ctx: *mut c_void, rc: c_int) {
+    // SAFETY: the context is from `sync`, which keeps the blob open until this is called, once.
+    unsafe {
+        let Syncing { blob, callback } = *Box::from_raw(ctx.cast::<Syncing>());
+        let clean_pages = (*blob).clean.pages;
+        Callback::complete(callback.into_ctx(), Synced { rc, clean_pages });
+    }
+}
+
 /// `spdk_blob_sync_md`, also for a snapshot: it has `md_ro` set, which makes that function return
 /// without a write. SPDK's own operations clear the flag until they are done; it is looked at
 /// before the call returns, so here nobody else sees it cleared.
-async fn sync(blob: &OpenBlob) -> c_int {
-    status(|ctx| {
-        let raw = blob.as_ptr();
-        // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
-        unsafe {
-            let md_ro = (*raw).md_ro;
-            (*raw).md_ro = false;
-            sys::spdk_blob_sync_md(raw, Some(status_callback), ctx);
-            (*raw).md_ro |= md_ro;
-        }
-    })
-    .await
+async fn sync(blob: &OpenBlob) -> Synced {
+    let raw = blob.as_ptr();
+    let (callback, done) = Callback::new();
+    let ctx = Box::into_raw(Box::new(Syncing { blob: raw, callback }));
+    // SAFETY: the blob is in memory, and this thread owns its metadata (`OpenBlob`).
+    unsafe {
+        let md_ro = (*raw).md_ro;
+        (*raw).md_ro = false;
+        sys::spdk_blob_sync_md(raw, Some(synced), ctx.cast());
+        (*raw).md_ro |= md_ro;
+    }
+    let canceled = Synced { rc: -libc::ECANCELED, clean_pages: std::ptr::null_mut() };
+    done.await.unwrap_or(canceled)
 }
 
 struct FailedWrite {
@@ -107,18 +137,17 @@ async fn write(blob: &OpenBlob) -> std::result::Result<(), FailedWrite> {
         let state = std::mem::replace(&mut (*raw).state, sys::SPDK_BLOB_STATE_DIRTY);
         (state, (*raw).clean.pages, (*raw).active.num_pages)
     };
-    let rc = sync(blob).await;
+    let Synced { rc, clean_pages: clean_pages_now } = sync(blob).await;
     let errno = if rc == 0 { libc::EIO } else { rc.abs() };
     // SAFETY: as above.
     unsafe {
-        let replaced = (*raw).clean.pages != clean_pages;
-        if rc == 0 && replaced {
+        if rc == 0 && clean_pages_now != clean_pages {
             return match chain_is_written(blob).await {
                 Ok(()) => Ok(()),
                 Err(errno) => Err(FailedWrite::under_way(errno, Vec::new())),
             };
         }
-        if replaced || !blob.is_idle() {
+        if (*raw).clean.pages != clean_pages || !blob.is_idle() {
             // The next write has begun, and `active` has its pages.
             return Err(FailedWrite::under_way(errno, Vec::new()));
         }
@@ -276,13 +305,23 @@ fn release_pages(blob: &OpenBlob, pages: &[u32]) {
     }
 }
 
+/// I/O on other threads reads the flags at the same time. It looks at the one that says
+/// thin-provisioned, which stays.
+fn set_flags(blob: &OpenBlob, invalid_flags: u64) {
+    // SAFETY: the blob is in memory (`OpenBlob`), and the field is aligned like any of its type.
+    let flags = unsafe { AtomicU64::from_ptr(&raw mut (*blob.as_ptr()).invalid_flags) };
+    flags.store(invalid_flags, Ordering::Relaxed);
+}
+
 /// The internal xattr that names the parent, taken out of its blob.
 ///
 /// # Invariants
 ///
 /// `node` was allocated by SPDK (`blob_set_xattr`, `blob_deserialize_xattr`) and is in no list.
 /// `invalid_flags` are those that the blob had with it.
-struct ParentXattr {
+#[must_use = "it is freed, or put back"]
+#[derive(Debug)]
+pub struct ParentXattr {
     node: NonNull<sys::spdk_xattr>,
     invalid_flags: u64,
 }
@@ -320,7 +359,7 @@ impl ParentXattr {
             *prev = next;
             let invalid_flags = (*raw).invalid_flags;
             if (*raw).xattrs_internal.tqh_first.is_null() {
-                (*raw).invalid_flags &= !u64::from(sys::SPDK_BLOB_INTERNAL_XATTR);
+                set_flags(blob, invalid_flags & !u64::from(sys::SPDK_BLOB_INTERNAL_XATTR));
             }
             Some(ParentXattr { node, invalid_flags })
         }
@@ -340,11 +379,12 @@ impl ParentXattr {
                 None => (*head).tqh_last = &raw mut (*node).link.tqe_next,
             }
             (*head).tqh_first = node;
-            (*raw).invalid_flags = self.invalid_flags;
         }
+        set_flags(blob, self.invalid_flags);
     }
 
-    fn free(self) {
+    /// For good: the blob has no parent any more.
+    pub fn free(self) {
         let node = self.node.as_ptr();
         // SAFETY: nobody has the node (invariant); SPDK frees its parts like this.
         unsafe {

@@ -9,7 +9,7 @@ use spdk_sys as sys;
 use crate::error::{Error, Result};
 use crate::{guard, log, rpc, task, version};
 
-const MAX_OPERATIONS: usize = 128;
+const MAX_OPERATIONS: usize = 256;
 
 /// A detach that is under way has one of these; the others wait. The metadata channel of a lvstore
 /// has 512 request sets (`SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS`) for everybody, and whoever finds none
@@ -38,6 +38,7 @@ extern "C" fn lvol_detach_init() {
                 Ok(zeroes) => rpc::register(zeroes),
                 Err(error) => refuse(&error),
             }
+            log::flush();
             // The target serves its volumes either way.
             sys::spdk_subsystem_init_next(0);
         });
@@ -67,6 +68,7 @@ extern "C" fn lvol_detach_fini() {
                 turns.push(OPERATIONS.acquire().await);
             }
             drop(turns);
+            log::flush();
             sys::spdk_subsystem_fini_next();
         });
     }

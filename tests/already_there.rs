@@ -4,26 +4,14 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
-
-use common::target::{Options, Program, Target, spdk_root};
+use common::preload;
+use common::target::{Options, Program, Target};
 use serde_json::json;
 
 #[test]
 fn a_method_that_the_target_has_stays() {
     let folder = tempfile::tempdir().unwrap();
-    let own = folder.path().join("own_method.so");
-    let status = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .arg(&own)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/own_method.c"))
-        .arg("-I")
-        .arg(spdk_root().join("include"))
-        .status()
-        .expect("cc can be started");
-    assert!(status.success());
-
+    let own = preload::build("own_method", folder.path());
     let program = Program::With(vec![own]);
     let mut target = Target::start_with(Options { program, ..Options::default() });
 

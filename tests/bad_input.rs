@@ -379,8 +379,8 @@ fn a_name_that_no_lvol_has_is_refused_whatever_its_length_and_letters() {
     let name = "\nlvs/snap is detached from its parent lvs/base";
     chain.expect_refused(&detach_of(name), &Expected::no_such_bdev(name));
     // SPDK's own lines have such a name as it is.
-    let log = chain.target.log();
-    assert!(log.contains(&format!("there is no bdev {}", name.replace('\n', "\\n"))), "{log}");
+    let line = format!("there is no bdev {}", name.replace('\n', "\\n"));
+    chain.target.wait_for_log(|log| log.contains(&line));
 
     let base = chain.target.base_bdev("lvs");
     let message = format!("No such device: the bdev {base} is no lvol");

@@ -56,8 +56,7 @@ def measure_steps(targets, options, progress):
             target.show_steps()
             samples = []
             for _ in range(times):
-                target.pipelined([detach_request('lvol')])
-                samples.append(target.last_steps())
+                samples.append(target.steps_of(detach_request('lvol')))
                 target.set_parent('lvol', parent_of('lvol'))
             target.hide_steps()
             target.drop_lvstore()

@@ -167,5 +167,5 @@ def measure(dimension, targets, options, progress):
 
 
 def one_alone(target, call):
-    _, device = target.device_io(call)
-    return {**device, 'steps_us': target.last_steps()}
+    steps, device = target.watch(lambda: target.steps_of(call))
+    return {**device, 'steps_us': steps}

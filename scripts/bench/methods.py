@@ -59,7 +59,7 @@ def prepare(target, mib):
 def sample(target, call):
     target.pipelined([clone_request('parent', 'lvol')])
     clusters = target.allocated_clusters('lvol')
-    seconds, device = target.device_io(call)
+    seconds, device = target.watch(lambda: target.pipelined([call]))
     clusters = target.allocated_clusters('lvol') - clusters
     target.delete('lvol')
     return {**device, 'clusters_allocated': clusters, 'wall_ms': seconds * 1000}

@@ -20,7 +20,7 @@ START_SECONDS = 60
 REPLY_SECONDS = 600
 # A lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
 AT_ONCE = 250
-STEPS = ('open', 'quiesce', 'write', 'swap', 'release')
+STEPS = ('open', 'write', 'quiesce', 'swap', 'release')
 
 
 class Connection(JSONRPCClient):
@@ -178,12 +178,12 @@ class Target:
             'bytes_read': stats['bytes_read'],
         }
 
-    def device_io(self, call):
-        """Sends one request: the seconds it took, and what the base bdev did meanwhile."""
+    def watch(self, action):
+        """Does it: what it returns, and what the base bdev did meanwhile."""
         before = self.device()
-        seconds = self.pipelined([call])
+        result = action()
         after = self.device()
-        return seconds, {name: after[name] - before[name] for name in after}
+        return result, {name: after[name] - before[name] for name in after}
 
     def show_steps(self):
         """From now on the log tells how long each step took, if the target is ours."""
@@ -196,15 +196,20 @@ class Target:
             self.call('log_clear_flag', flag='lvol_detach')
             self.call('log_set_print_level', level='NOTICE')
 
-    def last_steps(self):
-        """The microseconds of each step of the last detach; None if the target doesn't say."""
+    def steps_of(self, detach):
+        """Sends the request: the microseconds of each step; None if the target doesn't say."""
         if not self.is_ours:
+            self.pipelined([detach])
             return None
         pattern = ', '.join(rf'{step} ([0-9.]+) us' for step in STEPS)
         with self.log_path.open('rb') as log:
-            log.seek(max(0, self.log_path.stat().st_size - 2000))
-            found = re.findall(pattern, log.read().decode())
-        return dict(zip(STEPS, map(float, found[-1]), strict=True))
+            log.seek(0, os.SEEK_END)
+            self.pipelined([detach])
+            # The line may come after the reply.
+            written = ''
+            while not (found := re.search(pattern, written)):
+                written += log.read().decode()
+        return dict(zip(STEPS, map(float, found.groups()), strict=True))
 
 
 class Targets:

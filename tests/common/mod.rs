@@ -11,5 +11,6 @@ pub mod iscsi;
 pub mod lvol;
 pub mod lvstore;
 pub mod metadata;
+pub mod preload;
 pub mod rpc;
 pub mod target;

@@ -227,6 +227,20 @@ impl Target {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
 
+    /// Waits until the log is as `written` wants it: the extension's lines may come after the reply.
+    #[track_caller]
+    pub fn wait_for_log(&self, written: impl Fn(&str) -> bool) {
+        let started = Instant::now();
+        while !written(&self.log()) {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "what was expected is not in\n{}",
+                self.log_tail()
+            );
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("target.log")
     }
