@@ -7,6 +7,7 @@ use std::os::raw::{c_char, c_int};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Once, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use spdk_sys as sys;
 use tracing::field::{Field, Visit};
@@ -23,6 +24,8 @@ unsafe extern "C" {
 static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
 /// Who finds so many lines waiting waits as well.
 const QUEUE_LEN: usize = 1024;
+/// How long lines are gathered.
+const TOGETHER: Duration = Duration::from_millis(1);
 
 enum Entry {
     Line(Line),
@@ -45,14 +48,40 @@ pub fn init() {
 }
 
 fn write_all(entries: &Receiver<Entry>) {
-    // SAFETY: it moves the current thread, which is no reactor, off the reactor's core.
-    unsafe { sys::spdk_unaffinitize_thread() };
-    for entry in entries {
-        match entry {
-            Entry::Line(line) => line.write(),
-            // Nobody waits if the sender has gone.
-            Entry::Flush(done) => drop(done.send(())),
+    leave_reactors();
+    while let Ok(first) = entries.recv() {
+        // To wake this thread costs the reactor some microseconds as well, so it is done once for
+        // lines that come together.
+        thread::sleep(TOGETHER);
+        for entry in std::iter::once(first).chain(entries.try_iter()) {
+            match entry {
+                Entry::Line(line) => line.write(),
+                // Nobody waits if the sender has gone.
+                Entry::Flush(done) => drop(done.send(())),
+            }
         }
+    }
+}
+
+/// A thread starts on the core of the one that makes it, which is a reactor's. If there are cores
+/// without a reactor the current thread may run on those alone, or else on all.
+fn leave_reactors() {
+    // SAFETY: the calls change the current thread, which is no reactor; the set belongs to the
+    // caller, and is all zeroes or what the kernel says.
+    unsafe {
+        sys::spdk_unaffinitize_thread();
+        let mut cores: libc::cpu_set_t = std::mem::zeroed();
+        let len = size_of::<libc::cpu_set_t>();
+        if libc::sched_getaffinity(0, len, &mut cores) != 0 {
+            return;
+        }
+        let mut core = sys::spdk_env_get_first_core();
+        while core != u32::MAX {
+            libc::CPU_CLR(core as usize, &mut cores);
+            core = sys::spdk_env_get_next_core(core);
+        }
+        // An empty set is refused, and changes nothing.
+        libc::sched_setaffinity(0, len, &cores);
     }
 }
 
