@@ -11,6 +11,7 @@ fn main() {
     let root = PathBuf::from(env::var_os("DEP_SPDK_ROOT").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
 
+    tell_tests(&root);
     compile(&root, Path::new("c_shim/shim.c"), "lvol_detach_shim");
     println!("cargo::rustc-link-search=native={}", out.display());
     // Nothing refers to the constructors, so the linker has to be told to keep them.
@@ -25,6 +26,22 @@ fn main() {
     for argument in spdk_tgt_link_arguments(&root) {
         println!("cargo::rustc-link-arg-bin=spdk_tgt={argument}");
         println!("cargo::rustc-link-arg-tests={argument}");
+    }
+}
+
+/// Which of this the tree has, for the tests: older releases lack some.
+fn tell_tests(root: &Path) {
+    for (cfg, header, name) in [
+        ("spdk_env_opts_size", "include/spdk/env.h", "opts_size;"),
+        ("spdk_blob_set_parent", "include/spdk/blob.h", "spdk_bs_blob_set_parent("),
+        ("spdk_blob_counts_clusters", "lib/blob/blobstore.h", "num_allocated_clusters;"),
+        ("spdk_unmap_frees_clusters", "lib/blob/blobstore.h", "blob_backed_with_zeroes_dev("),
+    ] {
+        println!("cargo::rustc-check-cfg=cfg({cfg})");
+        let text = fs::read_to_string(root.join(header)).unwrap_or_default();
+        if text.contains(name) {
+            println!("cargo::rustc-cfg={cfg}");
+        }
     }
 }
 

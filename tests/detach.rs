@@ -407,6 +407,7 @@ fn on_the_device_only_the_parents_id_and_its_flag_go() {
 // --- Afterwards ---
 
 #[test]
+#[cfg_attr(not(spdk_unmap_frees_clusters), ignore = "no unmap frees clusters in this SPDK")]
 fn an_unmap_gives_clusters_back() {
     let mut target = chain();
     target.detach("lvs/vol");

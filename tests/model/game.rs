@@ -295,6 +295,7 @@ impl Game {
             Op::Delete { blob, .. } => store.delete(id(blob)).await,
             Op::Inflate(blob) => store.inflate(id(blob)).await,
             Op::Decouple(blob) => store.decouple(id(blob)).await,
+            #[cfg(spdk_blob_set_parent)]
             Op::SetParent { blob, snapshot } => store.set_parent(id(blob), id(snapshot)).await,
             Op::Detach(blob) => store.detach(id(blob)).await.map(drop),
             Op::DetachWhileLocked { blob, locked } => {

@@ -290,7 +290,7 @@ impl Model {
             Op::Unmap { blob, cluster } => {
                 let blob = self.blob(blob);
                 let own = &mut blob.clusters[cluster as usize];
-                if blob.thin && blob.parent.is_none() {
+                if cfg!(spdk_unmap_frees_clusters) && blob.thin && blob.parent.is_none() {
                     *own = None;
                 } else {
                     // What it reads from its parent stays, though that isn't zeroes.

@@ -273,7 +273,7 @@ fn any_other() -> impl Strategy<Value = Op<Pick>> {
             .prop_map(|(blob, locked)| Op::DetachWhileLocked { blob, locked }),
         1 => pick(Among::Clones).prop_map(Op::Inflate),
         2 => pick(Among::Clones).prop_map(Op::Decouple),
-        4 => (pick(Among::Any), pick(Among::Snapshots))
+        u32::from(cfg!(spdk_blob_set_parent)) * 4 => (pick(Among::Any), pick(Among::Snapshots))
             .prop_map(|(blob, snapshot)| Op::SetParent { blob, snapshot }),
     ];
     let xattrs = prop_oneof![

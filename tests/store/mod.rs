@@ -36,8 +36,11 @@ pub fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
     static ENV: Once = Once::new();
     // SAFETY: the options are initialized, and the name outlives the call.
     ENV.call_once(|| unsafe {
-        let mut opts =
-            sys::spdk_env_opts { opts_size: size_of::<sys::spdk_env_opts>(), ..Default::default() };
+        let mut opts = sys::spdk_env_opts::default();
+        #[cfg(spdk_env_opts_size)]
+        {
+            opts.opts_size = size_of::<sys::spdk_env_opts>();
+        }
         sys::spdk_env_opts_init(&mut opts);
         opts.name = c"lvol_detach_test".as_ptr();
         opts.core_mask = c"0x1".as_ptr();
@@ -250,6 +253,7 @@ impl Store {
         check(rc, || format!("decouple {id:#x}"))
     }
 
+    #[cfg(spdk_blob_set_parent)]
     pub async fn set_parent(&self, id: BlobId, snapshot: BlobId) -> Result<()> {
         // SAFETY: the store is loaded.
         let rc = status(|ctx| unsafe {
@@ -464,7 +468,7 @@ impl Store {
                 parent: (*raw).parent_id,
                 clones: clones(self.raw, id),
                 clusters: (0..clusters).map(|i| *(*raw).active.clusters.add(i)).collect(),
-                num_allocated_clusters: (*raw).active.num_allocated_clusters,
+                num_allocated_clusters: num_allocated_clusters(raw),
                 num_md_pages: (*raw).active.num_pages + num_extent_pages(raw),
                 zeroes_backed: self.zeroes.is_behind(&blob),
                 locked: (*raw).locked_operation_in_progress,
@@ -548,6 +552,23 @@ pub struct Description {
 
 fn raw(blob: &OpenBlob) -> *mut sys::spdk_blob {
     blob.as_ptr()
+}
+
+/// # Safety
+///
+/// `blob` is open, on this thread.
+unsafe fn num_allocated_clusters(blob: *mut sys::spdk_blob) -> u64 {
+    // SAFETY: as the caller says.
+    unsafe {
+        let active = &raw const (*blob).active;
+        #[cfg(spdk_blob_counts_clusters)]
+        return (*active).num_allocated_clusters;
+        #[cfg(not(spdk_blob_counts_clusters))]
+        {
+            let count = (*active).num_clusters as usize;
+            (0..count).filter(|&i| *(*active).clusters.add(i) != 0).count() as u64
+        }
+    }
 }
 
 /// # Safety
