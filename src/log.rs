@@ -19,8 +19,9 @@ unsafe extern "C" {
     static SPDK_LOG_lvol_detach: sys::spdk_log_flag;
 }
 
-/// Lines on their way to SPDK's log. Writing one takes some 30 us, of which a call of syslog that
-/// finds no syslog has most: on the reactor, every lvol there would wait for it.
+/// Lines on their way to SPDK's log, if a core without a reactor is there to write them. Writing one
+/// takes some 30 us, of which a call of syslog that finds no syslog has most: on the reactor, every
+/// lvol there waits for it.
 static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
 /// Who finds so many lines waiting waits as well.
 const QUEUE_LEN: usize = 1024;
@@ -33,22 +34,35 @@ enum Entry {
     Flush(SyncSender<()>),
 }
 
-/// Sends this crate's events to SPDK's log from now on, written by a thread of its own.
+/// Sends this crate's events to SPDK's log from now on.
 pub fn init() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let (sender, entries) = sync_channel(QUEUE_LEN);
-        let thread = thread::Builder::new().name("lvol_detach_log".to_owned());
-        if thread.spawn(move || write_all(&entries)).is_ok() {
-            QUEUE.get_or_init(|| sender);
+        if let Some(queue) = start_thread() {
+            QUEUE.get_or_init(|| queue);
         }
         // An error means that somebody else takes the events, which is as well.
         let _ = tracing::subscriber::set_global_default(SpdkLog);
     });
 }
 
+/// `None` if every core has a reactor, which a thread there would only interrupt.
+fn start_thread() -> Option<SyncSender<Entry>> {
+    let (queue, entries) = sync_channel(QUEUE_LEN);
+    let (sender, has_core) = sync_channel(1);
+    let body = move || {
+        let has_left = leave_reactors();
+        // The receiver waits for it.
+        let _ = sender.send(has_left);
+        if has_left {
+            write_all(&entries);
+        }
+    };
+    thread::Builder::new().name("lvol_detach_log".to_owned()).spawn(body).ok()?;
+    (has_core.recv() == Ok(true)).then_some(queue)
+}
+
 fn write_all(entries: &Receiver<Entry>) {
-    leave_reactors();
     while let Ok(first) = entries.recv() {
         // To wake this thread costs the reactor some microseconds as well, so it is done once for
         // lines that come together.
@@ -63,9 +77,9 @@ fn write_all(entries: &Receiver<Entry>) {
     }
 }
 
-/// A thread starts on the core of the one that makes it, which is a reactor's. If there are cores
-/// without a reactor the current thread may run on those alone, or else on all.
-fn leave_reactors() {
+/// Lets the current thread run on the cores without a reactor only. A thread starts on the core of the
+/// one that makes it, which is a reactor's. False if there is no such core.
+fn leave_reactors() -> bool {
     // SAFETY: the calls change the current thread, which is no reactor; the set belongs to the
     // caller, and is all zeroes or what the kernel says.
     unsafe {
@@ -73,15 +87,15 @@ fn leave_reactors() {
         let mut cores: libc::cpu_set_t = std::mem::zeroed();
         let len = size_of::<libc::cpu_set_t>();
         if libc::sched_getaffinity(0, len, &mut cores) != 0 {
-            return;
+            return false;
         }
         let mut core = sys::spdk_env_get_first_core();
         while core != u32::MAX {
             libc::CPU_CLR(core as usize, &mut cores);
             core = sys::spdk_env_get_next_core(core);
         }
-        // An empty set is refused, and changes nothing.
-        libc::sched_setaffinity(0, len, &cores);
+        // An empty set is refused.
+        libc::sched_setaffinity(0, len, &cores) == 0
     }
 }
 
