@@ -160,10 +160,10 @@ impl Chain<'_> {
         if renamed { format!("lvs/new-{}", self.number) } else { self.alias(place) }
     }
 
-    fn operation(&self) -> Value {
+    fn operation(&self) -> (&'static str, Value) {
         let subject = self.alias(self.row.subject);
         let new = format!("new-{}", self.number);
-        let (method, params) = match self.row.operation {
+        match self.row.operation {
             Inflate => ("bdev_lvol_inflate", json!({"name": subject})),
             Decouple => ("bdev_lvol_decouple_parent", json!({"name": subject})),
             ShallowCopy => (
@@ -180,7 +180,11 @@ impl Chain<'_> {
             ),
             Rename => ("bdev_lvol_rename", json!({"old_name": subject, "new_name": new})),
             SetReadOnly => ("bdev_lvol_set_read_only", json!({"name": subject})),
-        };
+        }
+    }
+
+    fn request(&self) -> Value {
+        let (method, params) = self.operation();
         request(method, params)
     }
 
@@ -221,8 +225,12 @@ fn until_not_busy(what: &Value, mut call: impl FnMut() -> RpcResult) -> RpcResul
 }
 
 fn chains(target: &Target) -> Vec<Chain<'static>> {
-    let chains: Vec<_> =
-        MATRIX.iter().enumerate().map(|(number, row)| Chain { row, number }).collect();
+    let chains: Vec<_> = MATRIX
+        .iter()
+        .enumerate()
+        .map(|(number, row)| Chain { row, number })
+        .filter(|chain| target.has_method(chain.operation().0))
+        .collect();
     let write = |clusters: &[u64], byte: u8| {
         let work = |chain: &Chain<'_>| Work {
             lvol: chain.alias(Vol),
@@ -317,7 +325,7 @@ fn each_operation_is_under_way_when_a_detach_comes() {
     let run = |target: &Target, connection: &mut Connection, chain: &Chain<'_>| {
         let row = chain.row;
         // A rename changes the alias before it does anything else.
-        let operation = chain.operation();
+        let operation = chain.request();
         let detach = detach_request(&chain.new_alias(row.detached));
         connection.send_all(&[operation.clone(), detach.clone()]);
         let told = connection.receive(&detach);
@@ -364,7 +372,7 @@ fn each_operation_is_under_way_when_a_detach_comes() {
 fn a_detach_is_under_way_when_each_operation_comes() {
     let run = |target: &Target, connection: &mut Connection, chain: &Chain<'_>| {
         let row = chain.row;
-        let operation = chain.operation();
+        let operation = chain.request();
         let detach = detach_request(&chain.alias(row.detached));
         connection.send_all(&[detach.clone(), operation.clone()]);
         let told = connection.receive(&operation);

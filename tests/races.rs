@@ -271,9 +271,9 @@ fn races_with_delete(clones: usize, who: impl Fn(usize) -> (&'static str, &'stat
         }
         if detach.is_ok() && deleted == "lvs/p" && delete.is_ok() {
             // p's clusters are free, or s has inherited them.
-            let owned = lab.target.allocated("lvs/s");
+            let owned = free - lab.free_clusters();
             assert!([0, 16].contains(&owned), "{context}");
-            assert_eq!(lab.free_clusters(), free - owned, "{context}");
+            lab.target.expect_allocated("lvs/s", owned);
         }
         lab.delete_all();
         assert_eq!(lab.free_clusters(), free, "{context}");
@@ -363,6 +363,7 @@ fn the_base_bdev_is_removed_meanwhile() {
 }
 
 #[test]
+#[cfg_attr(not(spdk_unloads_after_eio), ignore = "this SPDK hangs then without a detach as well")]
 fn the_base_bdev_fails_every_write_and_is_removed_meanwhile() {
     races_with_removal(true, hot_removal);
 }
@@ -438,22 +439,21 @@ fn a_reader_that_comes_meanwhile_is_done_with_the_parent_before_the_reply() {
         target.snapshot("lvs/vol", "lvs/parent");
         target.snapshot("lvs/vol", "lvs/snap");
         target.clone_of("lvs/snap", "lvs/other");
-        let name = target.lvol("lvs/other").uuid;
+        let [vol, other] = ["lvs/vol", "lvs/other"].map(|lvol| target.lvol(lvol).uuid);
         let exports = ["lvs/vol", "lvs/other"].map(|lvol| target.export(lvol));
         target.slow_down_reads("lvs", 4_000_000);
         thread::scope(|scope| {
             let read = |index: usize| exports[index].qemu_io([iscsi::read(0, 4096, 0x11)]).is_ok();
             let before = scope.spawn(move || read(0));
-            // It is on its way by now.
-            thread::sleep(Duration::from_secs(1));
+            target.wait_for_io(&vol);
             let detach = target.start_call(DETACH, json!({"name": "lvs/snap"}));
             thread::sleep(Duration::from_millis(500));
             let meanwhile = scope.spawn(move || read(1));
             assert_eq!(detach.wait(), Ok(json!(true)));
-            let reads = target.iostat(&name).reads;
+            let reads = target.iostat(&other).reads;
             assert!(before.join().unwrap(), "it read what the parent has");
             if meanwhile.join().unwrap() {
-                let done = target.iostat(&name).reads;
+                let done = target.iostat(&other).reads;
                 assert_eq!(reads, done, "a read of the parent's data was not done at the reply");
                 slipped += 1;
             }
@@ -490,8 +490,7 @@ fn a_read_in_flight_is_done_before_the_reply() {
         target.slow_down_reads("lvs", 3_000_000);
         thread::scope(|scope| {
             let reader = scope.spawn(|| export.qemu_io([iscsi::read(0, 4096, 0x11)]));
-            // It is on its way by now.
-            thread::sleep(Duration::from_secs(1));
+            target.wait_for_io(&name);
             assert_eq!(reads(), before, "the read is done already");
             target.must(DETACH, json!({"name": detached}));
             let done = reads();

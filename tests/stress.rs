@@ -20,6 +20,9 @@ const DETACHES: u64 = 1000;
 const FAMILIES: u64 = 2;
 const LVOL_MIB: u64 = 8;
 const CLUSTER: u64 = MIB / 4;
+/// What a clone has unmapped reads as its parent again.
+const UNMAP_SPOILS_CLONES: bool =
+    cfg!(all(spdk_unmap_frees_clusters, not(spdk_unmap_spares_clones)));
 
 /// What the loads have done and found.
 #[derive(Debug, Default)]
@@ -107,6 +110,7 @@ impl Control {
 
     fn open_load(&mut self, lvol: &str, seed: u64, writes: bool, image: Option<&str>) {
         let (writes, write_zeroes, unmaps) = if writes { (6, 2, 2) } else { (0, 0, 0) };
+        let unmaps = if UNMAP_SPOILS_CLONES { 0 } else { unmaps };
         self.must(
             "load_open",
             json!({

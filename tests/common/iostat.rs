@@ -1,8 +1,10 @@
 //! What a bdev has been asked to do.
 
 use std::ops::Sub;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::target::Target;
 
@@ -34,12 +36,29 @@ impl Sub for Iostat {
 
 impl Target {
     #[track_caller]
-    pub fn iostat(&self, bdev: &str) -> Iostat {
+    fn bdev_stat(&self, bdev: &str) -> Value {
         let stats = self.must("bdev_get_iostat", Value::Null);
         let bdevs = stats["bdevs"].as_array().expect("bdev_get_iostat lists bdevs");
         let Some(stat) = bdevs.iter().find(|stat| stat["name"] == bdev) else {
             panic!("bdev_get_iostat does not list {bdev}");
         };
+        stat.clone()
+    }
+
+    /// Waits until the bdev has I/O in flight.
+    #[track_caller]
+    pub fn wait_for_io(&self, bdev: &str) {
+        self.must("bdev_set_qd_sampling_period", json!({"name": bdev, "period": 1000}));
+        let started = Instant::now();
+        while self.bdev_stat(bdev)["queue_depth"].as_u64().unwrap_or_default() == 0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "{bdev} has no I/O in flight");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[track_caller]
+    pub fn iostat(&self, bdev: &str) -> Iostat {
+        let stat = self.bdev_stat(bdev);
         let number = |name: &str| stat[name].as_u64().expect("bdev_get_iostat has numbers");
         Iostat {
             reads: number("num_read_ops"),

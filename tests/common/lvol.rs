@@ -15,7 +15,8 @@ pub struct Lvol {
     pub size: u64,
     pub read_only: bool,
     pub thin_provision: bool,
-    pub num_allocated_clusters: u64,
+    /// `None` in a release that does not tell.
+    pub num_allocated_clusters: Option<u64>,
     pub snapshot: bool,
     pub clone: bool,
     /// The name of the snapshot that it is a clone of, without the lvstore's.
@@ -41,7 +42,7 @@ impl Lvol {
             size: bdev["block_size"].as_u64()? * bdev["num_blocks"].as_u64()?,
             read_only: !bdev["supported_io_types"]["write"].as_bool()?,
             thin_provision: lvol["thin_provision"].as_bool()?,
-            num_allocated_clusters: lvol["num_allocated_clusters"].as_u64()?,
+            num_allocated_clusters: lvol["num_allocated_clusters"].as_u64(),
             snapshot: lvol["snapshot"].as_bool()?,
             clone: lvol["clone"].as_bool()?,
             parent: lvol["base_snapshot"].as_str().map(str::to_owned),
@@ -80,8 +81,10 @@ impl Target {
     }
 
     #[track_caller]
-    pub fn allocated(&self, alias: &str) -> u64 {
-        self.lvol(alias).num_allocated_clusters
+    pub fn expect_allocated(&self, alias: &str, clusters: u64) {
+        if let Some(allocated) = self.lvol(alias).num_allocated_clusters {
+            assert_eq!(allocated, clusters, "the clusters of {alias}");
+        }
     }
 
     #[track_caller]

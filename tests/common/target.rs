@@ -204,6 +204,12 @@ impl Target {
         }
     }
 
+    #[track_caller]
+    pub fn has_method(&self, method: &str) -> bool {
+        let methods = self.must("rpc_get_methods", Value::Null);
+        methods.as_array().is_some_and(|methods| methods.contains(&method.into()))
+    }
+
     /// Sends an RPC, and leaves the answer for later.
     pub fn start_call(&self, method: &str, params: Value) -> Pending {
         self.rpc.send(request(method, params))

@@ -254,7 +254,7 @@ fn any_other() -> impl Strategy<Value = Op<Pick>> {
             .prop_map(|(blob, cluster, fill)| Op::Write { blob, cluster, fill }),
         2 => (pick(Among::Writable), cluster())
             .prop_map(|(blob, cluster)| Op::Touch { blob, cluster }),
-        if cfg!(spdk_unmap_reads_too_far) { 0 } else { 2 } => (pick(Among::Writable), cluster())
+        u32::from(cfg!(spdk_unmap_clears_pages)) * 2 => (pick(Among::Writable), cluster())
             .prop_map(|(blob, cluster)| Op::Unmap { blob, cluster }),
     ];
     let blobs = prop_oneof![
