@@ -32,9 +32,10 @@ die() {
 }
 
 # run_step NAME LOG TOTAL COUNT CMD...: runs CMD with its output in LOG, and shows every ten seconds
-# how far it is: COUNT is a function that prints a number, TOTAL about what it ends at.
+# how far it is: COUNT is a function that prints a number, TOTAL about what it ends at. A TOTAL of 0 is
+# for what can't be counted.
 run_step() {
-	local name=$1 log=$log_dir/$2 total=$3 count=$4 pid started=$SECONDS shown=$SECONDS
+	local name=$1 log=$log_dir/$2 total=$3 count=$4 pid started=$SECONDS shown=$SECONDS part
 	shift 4
 	say "$name (log: $log)"
 	"$@" >"$log" 2>&1 </dev/null &
@@ -45,7 +46,9 @@ run_step() {
 		sleep 0.2
 		if ((SECONDS - shown >= 10)); then
 			shown=$SECONDS
-			printf '    %s: %d of about %d, %d s\n' "$name" "$($count)" "$total" $((SECONDS - started)) >&2
+			part=
+			((total == 0)) || part="$($count) of about $total, "
+			printf '    %s: %s%d s\n' "$name" "$part" $((SECONDS - started)) >&2
 		fi
 	done
 	trap - EXIT
@@ -56,7 +59,6 @@ run_step() {
 }
 
 # What run_step counts. They see the variables of the function that calls run_step.
-count_nothing() { echo 0; }
 count_packages() { echo $((${#missing[@]} - $(missing_packages | wc -l))); }
 count_python_packages() { find "$venv" -name '*.dist-info' | wc -l; }
 count_mebibytes() { du -sm "$apt" | cut -f1; }
@@ -97,7 +99,7 @@ install_packages() {
 		exit 1
 	fi
 	export DEBIAN_FRONTEND=noninteractive
-	run_step "apt-get update" apt-update.log 1 count_nothing apt-get update
+	run_step "apt-get update" apt-update.log 0 : apt-get update
 	run_step "installing ${#missing[@]} packages" apt-install.log ${#missing[@]} \
 		count_packages apt-get install -y --no-install-recommends "${missing[@]}"
 }
@@ -107,7 +109,7 @@ install_python_packages() {
 	stamp=$venv/.complete
 	[ "$(cat "$stamp" 2>/dev/null)" = "${python_packages[*]}" ] && return
 	rm -rf "$venv"
-	run_step "making a Python environment" venv.log 1 count_nothing python3 -m venv "$venv"
+	run_step "making a Python environment" venv.log 0 : python3 -m venv "$venv"
 	run_step "installing ${python_packages[*]}" pip.log 19 \
 		count_python_packages "$venv/bin/pip" install "${python_packages[@]}"
 	echo "${python_packages[*]}" >"$stamp"
@@ -193,7 +195,7 @@ build_spdk() {
 	fi
 	tarball=$(compgen -G "$apt/ceph_*.orig.tar.*" | grep -v '\.asc$')
 	run_step "unpacking SPDK (files)" unpack.log 14000 count_files unpack_spdk "$tarball" "$tree"
-	run_step "configuring SPDK" configure.log 1 count_nothing configure_spdk "$tree" "$@"
+	run_step "configuring SPDK" configure.log 0 : configure_spdk "$tree" "$@"
 	run_step "building SPDK (object files)" build.log 1250 count_objects \
 		make -C "$tree" -j "$(($(nproc) + 1))"
 	touch "$tree/.complete"
@@ -223,8 +225,8 @@ main() {
 	cargo-deb)
 		# For make deb.
 		[ -x "$cache/cargo/bin/cargo-deb" ] ||
-			run_step "building cargo-deb" cargo-deb.log 1 count_nothing \
-				cargo install --quiet --locked --root "$cache/cargo" cargo-deb@3.6.0
+			run_step "building cargo-deb" cargo-deb.log 0 : \
+				cargo install --locked --root "$cache/cargo" cargo-deb@3.6.0
 		;;
 	*) die "unknown: $flavour" ;;
 	esac
