@@ -42,6 +42,8 @@ fn tell_tests(root: &Path) {
         ("spdk_unmap_spares_clones", BLOBSTORE, "blob_backed_with_zeroes_dev(blob) &&"),
         // Without it, an unmap leaves in an extent page what the page before it had.
         ("spdk_unmap_clears_pages", BLOBSTORE, "memset(ctx->page, 0, blob->bs->md_page_size);"),
+        // Without it, a read of a lvol beyond the end of its parent fails.
+        ("spdk_reads_beyond_parent", BLOBSTORE, "is_range_valid("),
         // Without it, an lvstore whose device fails is never unloaded.
         ("spdk_unloads_after_eio", BLOBSTORE, "bserrno != 0 && bserrno != -EIO"),
         // Without it, a lvol that was given an external snapshot doesn't copy from it on a write.

@@ -264,7 +264,7 @@ fn any_other() -> impl Strategy<Value = Op<Pick>> {
         5 => pick(Among::Snapshots).prop_map(Op::Clone),
         4 => (pick(Among::Any), prop_oneof![4 => Just(true), 1 => Just(false)])
             .prop_map(|(blob, closed)| Op::Delete { blob, closed }),
-        2 => (pick(Among::Writable), size())
+        u32::from(cfg!(spdk_reads_beyond_parent)) * 2 => (pick(Among::Writable), size())
             .prop_map(|(blob, clusters)| Op::Resize { blob, clusters }),
     ];
     let parents = prop_oneof![
