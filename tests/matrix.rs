@@ -230,6 +230,8 @@ fn chains(target: &Target) -> Vec<Chain<'static>> {
         .enumerate()
         .map(|(number, row)| Chain { row, number })
         .filter(|chain| target.has_method(chain.operation().0))
+        // It becomes longer than its parent.
+        .filter(|chain| chain.row.operation != Resize || cfg!(spdk_reads_beyond_parent))
         .collect();
     let write = |clusters: &[u64], byte: u8| {
         let work = |chain: &Chain<'_>| Work {
