@@ -42,6 +42,9 @@ fn tell_tests(root: &Path) {
         ("spdk_unmap_spares_clones", BLOBSTORE, "blob_backed_with_zeroes_dev(blob) &&"),
         // Without it, an unmap leaves in an extent page what the page before it had.
         ("spdk_unmap_clears_pages", BLOBSTORE, "memset(ctx->page, 0, blob->bs->md_page_size);"),
+        // Without it, of two cores that allocate a cluster at once, one frees data that the next
+        // owner reads.
+        ("spdk_clears_unused_copies", BLOBSTORE, "blob_insert_cluster_clear("),
         // Without it, a read of a lvol beyond the end of its parent fails.
         ("spdk_reads_beyond_parent", BLOBSTORE, "is_range_valid("),
         // Without it, an lvstore whose device fails is never unloaded.

@@ -20,6 +20,7 @@ const DETACHES: u64 = 1000;
 const FAMILIES: u64 = 2;
 const LVOL_MIB: u64 = 8;
 const CLUSTER: u64 = MIB / 4;
+const CORES: usize = if cfg!(spdk_clears_unused_copies) { 2 } else { 1 };
 /// What a clone has unmapped reads as its parent again.
 const UNMAP_SPOILS_CLONES: bool =
     cfg!(all(spdk_unmap_frees_clusters, not(spdk_unmap_spares_clones)));
@@ -83,7 +84,7 @@ fn load_generator() -> PathBuf {
 
 fn target_with_load() -> Target {
     let program = Program::With(vec![load_generator()]);
-    let target = Target::start_with(Options { program, ..Options::on_cores(2) });
+    let target = Target::start_with(Options { program, ..Options::on_cores(CORES) });
     // In memory, as that is fastest.
     target.create_malloc("disk", 256);
     target.must(
