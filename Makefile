@@ -74,7 +74,9 @@ install:
 	install -Dm 755 -t $(SHARE) tests/lvol_detach.sh
 	install -Dm 644 -t $(SHARE) python/spdk_lvol_detach.py
 	install -Dm 644 -t $(MAN) docs/spdk_tgt-lvol-detach.8
-	install -Dm 644 -t $(DOC) LICENSE README.md CHANGELOG.md docs/*.md
+	install -Dm 644 -t $(DOC) LICENSE README.md CHANGELOG.md
+	install -Dm 644 -t $(DOC)/docs docs/*.md
+	install -Dm 644 -t $(DOC)/docs/performance docs/performance/*.svg
 
 uninstall:
 	rm -f $(BIN)/spdk_tgt-lvol-detach $(MAN)/spdk_tgt-lvol-detach.8

@@ -52,6 +52,8 @@ fn what_is_installed_works_and_can_be_taken_away() {
         "share/spdk-lvol-detach/spdk_lvol_detach.py",
         "share/man/man8/spdk_tgt-lvol-detach.8",
         "share/doc/spdk-lvol-detach/LICENSE",
+        "share/doc/spdk-lvol-detach/docs/performance.md",
+        "share/doc/spdk-lvol-detach/docs/performance/steps.svg",
     ] {
         assert!(usr.join(file).is_file(), "{file} is not there");
     }
