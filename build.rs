@@ -51,8 +51,6 @@ fn tell_tests(root: &Path) {
         ("spdk_unloads_after_eio", BLOBSTORE, "bserrno != 0 && bserrno != -EIO"),
         // Without it, a lvol that was given an external snapshot doesn't copy from it on a write.
         ("spdk_marks_esnap_parent", BLOBSTORE, "EXTERNAL_SNAPSHOT;\n\tblob->parent_id ="),
-        // Without it, a line of 1 KiB or more crashes the target.
-        ("spdk_logs_long_lines", "lib/log/log.c", "va_copy("),
     ] {
         println!("cargo::rustc-check-cfg=cfg({cfg})");
         let source = fs::read_to_string(root.join(file)).unwrap_or_default();

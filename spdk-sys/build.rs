@@ -8,7 +8,7 @@ use std::process::exit;
 
 const FUNCTIONS: &[&str] = &[
     "spdk_(bs|blob|lvs|lvol)_.*",
-    "spdk_bdev_(for_each_bdev_io|open_ext|close|desc_get_bdev|get_module_name|get_num_blocks|module_list_find|quiesce_range|unquiesce_range)",
+    "spdk_bdev_(for_each_bdev_io|open_ext|get_by_name|close|desc_get_bdev|get_module_name|get_num_blocks|module_list_find|quiesce_range|unquiesce_range)",
     "spdk_env_(opts_init|init|fini|get_first_core|get_next_core)",
     "spdk_(zmalloc|free|dma_zmalloc|dma_free)",
     "spdk_json_(decode_object|decode_string)",

@@ -33,16 +33,18 @@ impl Lvol {
     /// Opens the lvol with this UUID or alias (`lvs/lvol`).
     pub fn open(name: &CStr) -> Result<Lvol> {
         let shown = || name.to_string_lossy();
+        // `spdk_bdev_open_ext` would log a name that it doesn't know, of any length, as it is.
+        // SAFETY: the name is valid during the call.
+        if unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) }.is_null() {
+            return Err(Error::new(libc::ENODEV, format!("there is no bdev {}", shown())));
+        }
         let mut desc = ptr::null_mut();
         // SAFETY: the name and the place for the descriptor are valid during the call.
         let rc = unsafe {
             let context = ptr::null_mut();
             sys::spdk_bdev_open_ext(name.as_ptr(), false, Some(bdev_event), context, &mut desc)
         };
-        check(rc, || match rc.abs() {
-            libc::ENODEV => format!("there is no bdev {}", shown()),
-            _ => format!("could not open the bdev {}", shown()),
-        })?;
+        check(rc, || format!("could not open the bdev {}", shown()))?;
         let no_lvol = || Error::new(libc::ENODEV, format!("the bdev {} is no lvol", shown()));
         let desc = NonNull::new(desc).ok_or_else(no_lvol)?;
         // SAFETY: the descriptor is open, and so the bdev is registered, by a module with a name.
