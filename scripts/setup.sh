@@ -12,11 +12,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # What building SPDK and the extension needs, and what the tests and the demonstration use.
 packages=(
-	build-essential pkg-config libclang-dev jq shellcheck
-	qemu-utils qemu-block-extra python3-venv
+	build-essential pkg-config libclang-dev jq shellcheck python3-venv
 	nasm libnuma-dev uuid-dev libaio-dev libssl-dev libncurses-dev libfuse3-dev
 	libkeyutils-dev autoconf automake libtool xz-utils
 )
+# The outside client: qemu-io and qemu-img, and their module for iSCSI.
+client_packages=(qemu-utils qemu-block-extra)
 python_packages=(
 	meson==1.7.0 ninja==1.11.1.4 pyelftools==0.32
 	spdk==26.1 tqdm==4.70.1 ruff==0.17.5 matplotlib==3.11.2
@@ -69,16 +70,26 @@ list_needs() {
 	cat >&2 <<-EOT
 		This set-up installs packages as root on Debian 12 or later only. Elsewhere, install the
 		equivalents of these Debian packages yourself:
-		    ${packages[*]}
+		    ${packages[*]} ${client_packages[*]}
 		then point SPDK_ROOT_DIR at a built SPDK tree and run the command again:
 		    ./configure --with-shared && make    # in the SPDK tree
 		    SPDK_ROOT_DIR=/path/to/spdk make test
 	EOT
 }
 
+# apt as if nothing were installed: it names the versions that can be had.
+apt_anew() { "$1" -o Dir::State::status=/dev/null "${@:2}"; }
+
+# What the client needs. Nothing, if apt has no lists yet.
+client_libraries() {
+	apt_anew apt-cache depends --important "${client_packages[@]}" 2>/dev/null |
+		awk '/^[^ ]/ { of = $1 }
+		     $1 == "Depends:" && (of == "qemu-utils" || $2 ~ /^libiscsi/) { print $2 }'
+}
+
 missing_packages() {
 	local package
-	for package in "${packages[@]}"; do
+	for package in "${packages[@]}" $(client_libraries); do
 		dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || echo "$package"
 	done
 }
@@ -100,8 +111,31 @@ install_packages() {
 	fi
 	export DEBIAN_FRONTEND=noninteractive
 	run_step "apt-get update" apt-update.log 0 : apt-get update
+	mapfile -t missing < <(missing_packages)
 	run_step "installing ${#missing[@]} packages" apt-install.log ${#missing[@]} \
-		count_packages apt-get install -y --no-install-recommends "${missing[@]}"
+		count_packages apt-get install -y --no-install-recommends --no-remove "${missing[@]}"
+}
+
+# The client is unpacked beside the system's packages, not installed. Tools and module must be of one
+# build, so where the tools that are installed come from elsewhere (from backports, say) apt would take
+# them away; and the module's package wants a whole qemu-system.
+unpack_client() {
+	cd "$1"
+	apt_anew apt-get download "${client_packages[@]}"
+	local deb
+	for deb in *.deb; do dpkg-deb -x "$deb" .; done
+	usr/bin/qemu-io --version
+}
+
+install_client() {
+	local client=$cache/qemu
+	[ ! -e "$client/.complete" ] || return 0
+	# Not Debian: install_packages has seen the user's own.
+	command -v dpkg-deb >/dev/null || return 0
+	rm -rf "$client"
+	mkdir -p "$client"
+	run_step "unpacking ${client_packages[*]}" client.log 0 : unpack_client "$client"
+	touch "$client/.complete"
 }
 
 install_python_packages() {
@@ -208,6 +242,7 @@ main() {
 	local flavour=${1:-}
 	command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then run this again"
 	install_packages
+	install_client
 	install_python_packages
 	case $flavour in
 	'')
