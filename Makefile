@@ -36,7 +36,7 @@ demo: build
 
 # A replica with a damaged snapshot, rebuilt as a storage engine would.
 rebuild: build
-	@$(ENV) python3 -B examples/rebuild/rebuild.py
+	@$(ENV) PYTHONPATH=python python3 -B examples/rebuild/rebuild.py
 
 # One line that sums up cargo's many, so that a reader and CI need not add.
 test: build
@@ -57,7 +57,7 @@ test-asan:
 
 # Every figure of docs/performance.md. BENCH is what else to pass: --help says what there is.
 bench: build
-	@$(ENV) PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 python3 -m bench $(BENCH)
+	@$(ENV) PYTHONPATH=python:scripts PYTHONDONTWRITEBYTECODE=1 python3 -m bench $(BENCH)
 
 lint: setup
 	@$(ENV) cargo fmt --all --check

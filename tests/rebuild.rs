@@ -19,6 +19,7 @@ fn start(folder: &TempDir) -> Child {
         .arg("-B")
         .arg(script)
         .args(["--clusters", &CLUSTERS.to_string()])
+        .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/python"))
         .env("TMPDIR", folder.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -7,7 +7,8 @@ import subprocess
 import threading
 import time
 
-from target import PATIENCE, Failure
+from spdk_target import Failure
+from target import PATIENCE
 
 BLOCK = 4096
 PROMPT = b'qemu-io> '

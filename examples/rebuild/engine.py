@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from client import Mirror, first_difference
 from replica import CLUSTER, alias
+from spdk_target import Failure
 from steps import note, step
-from target import PATIENCE, Failure
+from target import PATIENCE
 from volume import LVOLS, SNAPSHOTS
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from client import write_file
 from engine import Engine
 from replica import MIB, Replica
+from spdk_target import Failure
 from steps import doing, step
-from target import Failure, two_cpus
+from target import two_cpus
 from volume import LVOLS, PARTS, Volume
 
 WAYS = {

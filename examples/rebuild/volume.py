@@ -5,8 +5,8 @@ import os
 import random
 
 from replica import CLUSTER
+from spdk_target import Failure
 from steps import note
-from target import Failure
 
 # From the oldest. The head is on top.
 SNAPSHOTS = ('snap1', 'snap2', 'snap3')

@@ -26,8 +26,8 @@ def describe(targets, folder):
 
 
 def describe_target(target):
-    version = target.call('spdk_get_version')['version']
-    registered = re.search(rf'{DETACH} is registered \(version (.*)\)', target.log_path.read_text())
+    version = target.rpc('spdk_get_version')['version']
+    registered = re.search(rf'{DETACH} is registered \(version (.*)\)', target.log.read_text())
     return {'spdk': version, 'extension': registered and registered.group(1)}
 
 

@@ -3,20 +3,18 @@
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from spdk.rpc.client import JSONRPCClient, JSONRPCException
+from spdk.rpc.client import JSONRPCClient
+
+from spdk_target import Failure, Options, TargetProcess
 
 OURS = 'extension'
 # A malloc bdev of 1 GiB, and 10,000 lvols.
 MEMORY_MIB = 4096
-START_SECONDS = 60
 REPLY_SECONDS = 600
 # A lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
 AT_ONCE = 250
@@ -40,69 +38,33 @@ class Connection(JSONRPCClient):
         while lines < len(requests):
             chunk = self.sock.recv(1 << 20)
             if not chunk:
-                raise JSONRPCException('the target closed the connection')
+                raise Failure('the target closed the connection')
             lines += chunk.count(b'\n')
             replies += chunk
         seconds = time.perf_counter() - started
         for line in replies.splitlines():
             reply = json.loads(line)
             if 'error' in reply:
-                raise JSONRPCException(f'{requests[reply["id"]]}: {reply["error"]}')
+                raise Failure(f'{requests[reply["id"]]}: {reply["error"]}')
         return seconds
 
 
-class Target:
+class Target(TargetProcess):
     """One of the compared targets. While it is paused it uses no CPU."""
 
-    def __init__(self, name, program, core):
-        self.name = name
+    def __init__(self, name, program, cpus, preloaded=()):
         self.is_ours = name == OURS
-        self.folder = Path(tempfile.mkdtemp(prefix='spdk-lvol-detach-bench-'))
-        self.log_path = self.folder / 'spdk_tgt.log'
-        self.disk = self.folder / 'disk'
-        arguments = ['--no-huge', '-s', str(MEMORY_MIB), '--no-pci', '-m', f'[{core}]']
-        # A target that is killed would leave the shared memory of its trace behind.
-        arguments += ['--disable-cpumask-locks', '--num-trace-entries', '0']
-        arguments += ['-r', str(self.folder / 'rpc.sock')]
-        try:
-            with self.log_path.open('wb') as log:
-                self.process = subprocess.Popen(
-                    [program, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment(program),
-                )
-        except OSError:
-            shutil.rmtree(self.folder)
-            raise
-        try:
-            self.connection = self.connect()
-            self.call('framework_wait_init')
-        except BaseException:
-            self.stop()
-            raise
-
-    def connect(self):
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return Connection(str(self.folder / 'rpc.sock'), timeout=REPLY_SECONDS)
-            except JSONRPCException:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    print(self.log_path.read_text()[-2000:], file=sys.stderr)
-                    raise
-                time.sleep(0.05)
+        # It goes when the target does, or when this program ends.
+        self.folder = tempfile.TemporaryDirectory(prefix='spdk-lvol-detach-bench-')
+        self.disk = Path(self.folder.name) / 'disk'
+        options = Options(cpus, MEMORY_MIB, REPLY_SECONDS, program, client=Connection)
+        options.environment = environment(program, preloaded)
+        super().__init__(name, Path(self.folder.name), options)
 
     def stop(self):
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        shutil.rmtree(self.folder)
+        self.resume()
+        super().stop()
+        self.folder.cleanup()
 
     def pause(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -110,11 +72,8 @@ class Target:
     def resume(self):
         self.process.send_signal(signal.SIGCONT)
 
-    def call(self, method, **params):
-        return self.connection.call(method, params)
-
     def pipelined(self, requests):
-        return self.connection.pipelined(requests)
+        return self.client.pipelined(requests)
 
     def prepare(self, requests):
         """For any number of requests: SPDK has no room for more than some hundred at once."""
@@ -128,16 +87,16 @@ class Target:
             with self.disk.open('wb') as file:
                 file.truncate(gib << 30)
             file = {'filename': str(self.disk), 'fallocate': True}
-            self.call('bdev_aio_create', name='base', block_size=4096, **file)
+            self.rpc('bdev_aio_create', name='base', block_size=4096, **file)
         else:
             blocks = (gib << 30) // 4096
-            self.call('bdev_malloc_create', name='base', num_blocks=blocks, block_size=4096)
+            self.rpc('bdev_malloc_create', name='base', num_blocks=blocks, block_size=4096)
         options = {'clear_method': 'none', **options}
-        self.call('bdev_lvol_create_lvstore', bdev_name='base', lvs_name='lvs', **options)
+        self.rpc('bdev_lvol_create_lvstore', bdev_name='base', lvs_name='lvs', **options)
 
     def drop_lvstore(self):
         """The base bdev goes, not the lvols: to forget them is quicker than to delete them."""
-        self.call(f'bdev_{self.base}_delete', name='base')
+        self.rpc(f'bdev_{self.base}_delete', name='base')
         self.disk.unlink(missing_ok=True)
 
     def create(self, lvol, mib, thin=True):
@@ -162,15 +121,15 @@ class Target:
         self.pipelined([set_parent_request(lvol, parent)])
 
     def delete(self, lvol):
-        self.call('bdev_lvol_delete', name=f'lvs/{lvol}')
+        self.rpc('bdev_lvol_delete', name=f'lvs/{lvol}')
 
     def allocated_clusters(self, lvol):
-        (bdev,) = self.call('bdev_get_bdevs', name=f'lvs/{lvol}')
+        (bdev,) = self.rpc('bdev_get_bdevs', name=f'lvs/{lvol}')
         return bdev['driver_specific']['lvol']['num_allocated_clusters']
 
     def device(self):
         """What the base bdev has been asked to do so far."""
-        stats = self.call('bdev_get_iostat', name='base')['bdevs'][0]
+        stats = self.rpc('bdev_get_iostat', name='base')['bdevs'][0]
         return {
             'writes': stats['num_write_ops'],
             'bytes_written': stats['bytes_written'],
@@ -188,13 +147,13 @@ class Target:
     def show_steps(self):
         """From now on the log tells how long each step took, if the target is ours."""
         if self.is_ours:
-            self.call('log_set_flag', flag='lvol_detach')
-            self.call('log_set_print_level', level='INFO')
+            self.rpc('log_set_flag', flag='lvol_detach')
+            self.rpc('log_set_print_level', level='INFO')
 
     def hide_steps(self):
         if self.is_ours:
-            self.call('log_clear_flag', flag='lvol_detach')
-            self.call('log_set_print_level', level='NOTICE')
+            self.rpc('log_clear_flag', flag='lvol_detach')
+            self.rpc('log_set_print_level', level='NOTICE')
 
     def steps_of(self, detach):
         """Sends the request: the microseconds of each step; None if the target doesn't say."""
@@ -202,7 +161,7 @@ class Target:
             self.pipelined([detach])
             return None
         pattern = ', '.join(rf'{step} ([0-9.]+) us' for step in STEPS)
-        with self.log_path.open('rb') as log:
+        with self.log.open('rb') as log:
             log.seek(0, os.SEEK_END)
             self.pipelined([detach])
             # The line may come after the reply.
@@ -219,7 +178,7 @@ class Targets:
         self.targets = []
         try:
             for name, program in programs.items():
-                self.targets.append(Target(name, program, core))
+                self.targets.append(Target(name, program, [core]))
                 self.targets[-1].pause()
         except BaseException:
             self.stop()
@@ -240,14 +199,17 @@ class Targets:
             target.stop()
 
 
-def environment(program):
-    """That of a target from a built SPDK tree that has shared libraries."""
+def environment(program, preloaded):
+    """For a target from a built SPDK tree that has shared libraries, and with these loaded."""
     tree = Path(program).resolve().parent.parent.parent
     libraries = [str(tree / 'build/lib'), str(tree / 'dpdk/build/lib')]
-    if not Path(libraries[0]).is_dir():
-        return None
-    before = os.environ.get('LD_LIBRARY_PATH')
-    return {**os.environ, 'LD_LIBRARY_PATH': ':'.join([*libraries, *([before] if before else [])])}
+    added = {}
+    if Path(libraries[0]).is_dir():
+        before = os.environ.get('LD_LIBRARY_PATH')
+        added['LD_LIBRARY_PATH'] = ':'.join([*libraries, *([before] if before else [])])
+    if preloaded:
+        added['LD_PRELOAD'] = ':'.join(map(str, preloaded))
+    return added
 
 
 def request(method, **params):
