@@ -4,13 +4,14 @@ import argparse
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from . import charts, cost, growth, machine, methods, page
+from . import charts, cost, growth, machine, methods, page, pause
 from .target import OURS, Targets
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,7 @@ PARTS = {
     'methods': methods.measure,
     'throughput': cost.measure_throughput,
     'steps': cost.measure_steps,
+    'pause': pause.measure,
     **{
         f'growth-{dimension.name}': functools.partial(growth.measure, dimension)
         for dimension in growth.DIMENSIONS
@@ -41,7 +43,8 @@ def main():
     if baseline := os.environ.get('BASELINE_SPDK_TGT'):
         programs['baseline'] = baseline
     # The targets get one core and this program another, if there are two.
-    *others, core = sorted(os.sched_getaffinity(0))
+    options.cpus = sorted(os.sched_getaffinity(0))
+    *others, core = options.cpus
     # So that what was started is ended, and its files go.
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -58,10 +61,15 @@ def main():
 
     folder = options.output / 'performance'
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    (folder / 'results.json').write_text(one_line_a_list(json.dumps(results, indent=1)) + '\n')
     charts.draw(results, folder)
     page.write(results, options.output / 'performance.md')
     progress(f'done: {options.output / "performance.md"}')
+
+
+def one_line_a_list(text):
+    """JSON in which the lists of samples have a line each, not a line for each sample."""
+    return re.sub(r'\[[^][{}]*\]', lambda found: ' '.join(found[0].split()), text)
 
 
 main()

@@ -3,6 +3,7 @@
 import matplotlib
 from matplotlib import pyplot
 
+from .pause import NO_CHANGE
 from .samples import spread
 from .target import STEPS
 
@@ -12,7 +13,10 @@ COLOURS = {
     'bdev_lvol_decouple_parent': 'C2',
     'bdev_lvol_inflate': 'C3',
     'spdk_get_version': 'C7',
+    NO_CHANGE: 'C7',
 }
+# Which of the writers the charts show, for the lvol that is changed.
+PAUSED = (('lvol', 'lvol'), ('snap', 'clone'), ('lvol', 'neighbour'))
 LINES = {'extension': '-', 'baseline': '--'}
 
 
@@ -26,6 +30,8 @@ def draw(results, folder):
         draw_throughput(results['throughput'], folder)
     if 'steps' in results:
         draw_steps(results['steps'], folder)
+    if 'pause' in results:
+        draw_pauses(results['pause'], folder)
     for name, entries in results.items():
         if name.startswith('growth-'):
             draw_growth(name, entries, folder)
@@ -73,6 +79,27 @@ def draw_steps(entries, folder):
         left = [sum(pair) for pair in zip(left, medians, strict=True)]
     axes.set(xlabel='us, medians')
     save(chart, axes, folder / 'steps.svg')
+
+
+def draw_pauses(entries, folder):
+    for base in dict.fromkeys(e['base_bdev'] for e in entries):
+        chart, panels = pyplot.subplots(1, 3, figsize=(11, 4), sharey=True, layout='constrained')
+        for axes, (changed, writer) in zip(panels, PAUSED, strict=True):
+            for entry in entries:
+                if (entry['base_bdev'], entry['changed'], entry['writer']) == (
+                    base,
+                    changed,
+                    writer,
+                ):
+                    method, samples = entry['method'], sorted(entry['longest_write_us'])
+                    # How many of the writes took longer.
+                    share = [1 - rank / len(samples) for rank in range(len(samples))]
+                    axes.step(samples, share, color=COLOURS[method], label=method)
+            axes.set(
+                xscale='log', yscale='log', xlabel='us', title=f'{writer}, as {changed} is changed'
+            )
+        panels[0].set(ylabel='share of requests with a longer write')
+        save(chart, panels[0], folder / f'pause-{base}.svg')
 
 
 def line(axes, target, method, x, samples):

@@ -1,9 +1,11 @@
 """The page that shows the results: `page.md` with its tables filled in."""
 
 import string
+from operator import itemgetter
 from pathlib import Path
 
-from .samples import spread
+from .pause import NO_CHANGE
+from .samples import quantile, spread
 
 TEMPLATE = Path(__file__).parent / 'page.md'
 NOT_MEASURED = '(not measured in this run)'
@@ -19,6 +21,7 @@ def write(results, path):
         'requests': NOT_MEASURED,
         'throughput': NOT_MEASURED,
         'steps': NOT_MEASURED,
+        'pauses': NOT_MEASURED,
     }
     if entries := results.get('methods'):
         tables['methods'] = methods(entries)
@@ -27,6 +30,8 @@ def write(results, path):
         tables['throughput'] = throughput(entries)
     if entries := results.get('steps'):
         tables['steps'] = steps(entries)
+    if entries := results.get('pause'):
+        tables['pauses'] = pauses(entries)
     tables['growth'] = '\n\n'.join(
         growth(name, entries) for name, entries in results.items() if name.startswith('growth-')
     )
@@ -82,6 +87,22 @@ def steps(entries):
         totals = [sum(steps) for steps in zip(*samples, strict=True)]
         rows.append([entry['base_bdev'], *map(cell, samples), cell(totals), len(totals)])
     return table(['base bdev', *names, 'all', 'samples'], rows)
+
+
+def pauses(entries):
+    return table(
+        ['base bdev', 'changed', 'writer', 'request', 'p50', 'p99', 'p99.9', 'longest', 'samples'],
+        [
+            [entry['base_bdev'], entry['changed'], entry['writer'], method_name(entry['method'])]
+            + [quantile(entry['longest_write_us'], of_1000) for of_1000 in (500, 990, 999, 1000)]
+            + [len(entry['longest_write_us'])]
+            for entry in sorted(entries, key=itemgetter('base_bdev', 'changed', 'writer'))
+        ],
+    )
+
+
+def method_name(method):
+    return method if method == NO_CHANGE else f'`{method}`'
 
 
 def growth(name, entries):

@@ -1,0 +1,107 @@
+"""How long a writer waits at most while a lvol is detached.
+
+The load generator of the tests writes, on each core, 4 KiB after 4 KiB to each of three lvols:
+
+    parent  <-  lvol                  detached first; its own writer waits
+    parent  <-  snap  <-  clone       snap is detached then; what reads through it waits
+    neighbour                         nothing to do with either
+
+Of each request it says how long the longest write took that ended while the request was served.
+"""
+
+import os
+from pathlib import Path
+
+from .target import (
+    OURS,
+    Target,
+    clone_request,
+    create_request,
+    detach_request,
+    request,
+    set_parent_request,
+    snapshot_request,
+)
+
+PROJECT = Path(__file__).resolve().parents[2]
+WRITERS = ('lvol', 'clone', 'neighbour')
+NO_CHANGE = 'no change'
+LVOL_MIB = 8
+CLUSTER = 1 << 18
+BLOCK = 4096
+
+
+def measure(_, options, progress):
+    """A list with one entry for each base bdev, lvol that is changed, method and writer."""
+    times = 50 if options.quick else 1000
+    program, preloaded = with_load()
+    target = Target(OURS, program, options.cpus[:2], preloaded)
+    try:
+        figures = []
+        for base, gib in (('malloc', 1), ('aio', 16)):
+            progress(f'pause: {times} of each request under writes, on {base}')
+            target.make_lvstore(base, gib, cluster_sz=CLUSTER, num_md_pages_per_cluster_ratio=100)
+            prepare(target)
+            for changed in ('lvol', 'snap'):
+                figures += pauses(target, base, changed, times)
+            for writer in WRITERS:
+                target.rpc('load_close', name=f'lvs/{writer}')
+            target.drop_lvstore()
+        return figures
+    finally:
+        target.stop()
+
+
+def with_load():
+    """The program, and what to load into it: the extension, unless it is inside, and the load."""
+    built = Path(os.environ.get('CARGO_TARGET_DIR', PROJECT / 'target')) / 'release'
+    load = built / 'liblvol_load.so'
+    tree = Path(os.environ['SPDK_ROOT_DIR'])
+    if not (tree / 'build/lib/libspdk_blob.so').exists():
+        return built / 'spdk_tgt', [load]
+    return tree / 'build/bin/spdk_tgt', [built / 'libspdk_lvol_detach.so', load]
+
+
+def prepare(target):
+    for call in (
+        create_request('neighbour', LVOL_MIB),
+        create_request('vol', LVOL_MIB),
+        snapshot_request('vol', 'parent'),
+        snapshot_request('vol', 'snap'),
+        clone_request('snap', 'clone'),
+        clone_request('parent', 'lvol'),
+    ):
+        target.pipelined([call])
+    for number, writer in enumerate(WRITERS, 1):
+        load = {'name': f'lvs/{writer}', 'tag': number, 'seed': number, 'queue_depth': 1}
+        load |= {'cluster_blocks': CLUSTER // BLOCK, 'max_blocks': 1, 'sparseness': 1}
+        load |= {'reads': 0, 'writes': 1, 'write_zeroes': 0, 'unmaps': 0}
+        target.rpc('load_open', **load)
+
+
+def pauses(target, base, changed, times):
+    calls = {
+        NO_CHANGE: request('spdk_get_version'),
+        'bdev_lvol_detach_parent': detach_request(changed),
+        'bdev_lvol_set_parent': set_parent_request(changed, 'parent'),
+    }
+    entries = {
+        (method, writer): {
+            'base_bdev': base,
+            'changed': changed,
+            'method': method,
+            'writer': writer,
+            'longest_write_us': [],
+        }
+        for method in calls
+        for writer in WRITERS
+    }
+    names = [f'lvs/{writer}' for writer in WRITERS]
+    longest = request('load_longest_writes', names=names)
+    for _ in range(times):
+        for method, call in calls.items():
+            # In one piece, so that no write counts that ended long before the call.
+            target.pipelined([longest, call])
+            for writer, ns in zip(WRITERS, target.rpc(longest['method'], names=names), strict=True):
+                entries[method, writer]['longest_write_us'].append(round(ns / 1000))
+    return list(entries.values())
