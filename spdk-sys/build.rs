@@ -10,7 +10,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_(bs|blob|lvs|lvol)_.*",
     "spdk_bdev_(for_each_bdev_io|open_ext|get_by_name|close|desc_get_bdev|get_module_name|get_num_blocks|module_list_find|quiesce_range|unquiesce_range)",
     "spdk_env_(opts_init|init|fini|get_first_core|get_next_core)",
-    "spdk_(zmalloc|free|dma_zmalloc|dma_free)",
+    "spdk_dma_(zmalloc|free)",
     "spdk_json_(decode_object|decode_string)",
     "spdk_json_parse",
     "spdk_jsonrpc_send_(bool|error)_response",
@@ -28,7 +28,6 @@ const FUNCTIONS: &[&str] = &[
     // What only the load generator of the tests needs.
     "spdk_bdev_(get_block_size|get_io_channel|free_io)",
     "spdk_bdev_(read|write|unmap|write_zeroes)_blocks",
-    "spdk_env_get_(first|next)_core",
     "spdk_cpuset_(alloc|free|set_cpu)",
     "spdk_poller_(un)?register",
     "spdk_json_write_(begin|end|val|val_raw)",

@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 use spdk_sys as sys;
 
 use crate::error::{Error, Result, check};
-use crate::task::{Callback, next_round, status, status_callback};
+use crate::task::{self, Callback, next_round, status, status_callback};
 
 /// A blob's id.
 pub type BlobId = sys::spdk_blob_id;
@@ -56,7 +56,14 @@ impl Blobstore {
         self.0.as_ptr()
     }
 
-    /// Opens a blob. One that is open already is not read again.
+    /// Whether somebody has the blob open.
+    pub fn has_open(self, id: BlobId) -> bool {
+        // SAFETY: the blobstore is loaded and this is its thread (the type's invariants). A blob's id
+        // without its upper half is its bit there (`blob_lookup`).
+        unsafe { sys::spdk_bit_array_get((*self.as_ptr()).open_blobids, id as u32) }
+    }
+
+    /// Opens a blob. One that is open already is not read again, and the future is done at once.
     pub async fn open(self, id: BlobId) -> Result<OpenBlob> {
         let (callback, opened) = Callback::<(*mut sys::spdk_blob, c_int)>::new();
         // SAFETY: the blobstore is loaded and this is its thread (the type's invariants).
@@ -175,6 +182,22 @@ impl OpenBlob {
         }
     }
 
+    /// Takes over a reference on an open blob.
+    ///
+    /// # Safety
+    ///
+    /// The reference belongs to the caller, and the current SPDK thread is the metadata thread.
+    pub(crate) unsafe fn from_raw(blob: NonNull<sys::spdk_blob>) -> OpenBlob {
+        OpenBlob(blob)
+    }
+
+    /// As [`OpenBlob::close`], for those who can't do anything about a failure.
+    pub async fn close_or_say(self) {
+        if let Err(error) = self.close().await {
+            tracing::error!("{error}");
+        }
+    }
+
     /// Closes it, and waits until its reference is gone.
     pub async fn close(self) -> Result<()> {
         let id = self.id();
@@ -198,13 +221,9 @@ impl OpenBlob {
 
 impl Drop for OpenBlob {
     fn drop(&mut self) {
-        unsafe extern "C" fn closed(_: *mut c_void, rc: c_int) {
-            if rc != 0 {
-                tracing::error!("could not close a blob: {}", errno::Errno(rc.abs()));
-            }
-        }
-        // SAFETY: the reference is the value's, and the value is going.
-        unsafe { sys::spdk_blob_close(self.as_ptr(), Some(closed), ptr::null_mut()) };
+        let blob = OpenBlob(self.0);
+        // SAFETY: this is the blobstore's metadata thread (invariant), where closing has its callbacks.
+        unsafe { task::spawn(blob.close_or_say()) };
     }
 }
 

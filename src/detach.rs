@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_int};
 
-use crate::blob::{BlobId, Blobstore, Lock, Parent};
+use crate::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
 use crate::error::{Error, Result};
 use crate::family::{Family, resume};
 use crate::lineage::{ZeroesDev, forget_parent};
@@ -82,20 +82,31 @@ async fn detach_locked(
     let parent_name = family.name_of(parent.blob());
 
     steps.done("open");
-    let (quiesced, outcome) = match part(bs, family, &name, &parent_name, zeroes, steps).await {
-        Ok(quiesced) => (quiesced, Ok(Detached { lvol: name, parent: parent_name })),
-        Err(error) => (Vec::new(), Err(error)),
-    };
+    let parted = part(bs, family, &name, &parent_name, zeroes, steps).await;
     // The locks go first: while one is held, an unmap doesn't give clusters back.
     drop(locks);
-    resume(quiesced).await;
-    // This reference is younger than the one that the lvol had, so that one is gone as well then:
-    // a delete that follows the reply finds the parent unused.
+    let outcome = match parted {
+        Ok(Parted { quiesced, former_reference }) => {
+            resume(quiesced).await;
+            former_reference.close_or_say().await;
+            Ok(Detached { lvol: name, parent: parent_name })
+        }
+        Err(error) => Err(error),
+    };
+    // A delete that follows the reply finds the parent unused.
     parent.close().await;
     outcome
 }
 
-/// First on the device, then in memory. What is quiesced after it, the caller resumes.
+/// What is left to be done when the lvol has no parent any more.
+struct Parted<'a> {
+    /// To be resumed.
+    quiesced: Vec<Quiesced<'a>>,
+    /// What the lvol had of its parent, to be closed.
+    former_reference: OpenBlob,
+}
+
+/// First on the device, then in memory.
 async fn part<'a>(
     bs: Blobstore,
     family: &'a Family,
@@ -103,7 +114,7 @@ async fn part<'a>(
     parent_name: &str,
     zeroes: ZeroesDev,
     steps: &mut Steps,
-) -> Result<Vec<Quiesced<'a>>> {
+) -> Result<Parted<'a>> {
     let blob = family.root();
     let erased = erase_parent(blob).await.map_err(|error| write_error(error, name, parent_name))?;
     steps.done("write");
@@ -122,21 +133,13 @@ async fn part<'a>(
     erased.free();
     // SAFETY: a blob that has a parent is a thin clone, and the family is locked.
     let former = unsafe { forget_parent(bs, blob, zeroes) };
-    let quiesced = match family.wait_for_slipped(quiesced).await {
-        Ok(quiesced) => {
-            // SAFETY: I/O that reads through the former backing device came by a bdev of the
-            // family, where what was in flight has been waited for, or was a copy by one of the
-            // operations that the family's locks keep off.
-            unsafe { former.destroy() };
-            quiesced
-        }
-        Err(error) => {
-            tracing::error!("{parent_name} can't be deleted until the target restarts: {error}");
-            Vec::new()
-        }
-    };
+    let quiesced = family.wait_for_slipped(quiesced).await;
+    // SAFETY: I/O that reads through the former backing device came by a bdev of the family, where
+    // what was in flight has been waited for, or was a copy by one of the operations that the
+    // family's locks keep off.
+    let former_reference = unsafe { former.into_parent() };
     steps.done("swap");
-    Ok(quiesced)
+    Ok(Parted { quiesced, former_reference })
 }
 
 fn write_error(error: WriteError, name: &str, parent: &str) -> Error {

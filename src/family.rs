@@ -28,9 +28,7 @@ impl Member {
 
     /// Closes the blob and waits until its reference is gone; then the lvol.
     pub async fn close(self) {
-        if let Err(error) = self.blob.close().await {
-            tracing::error!("{error}");
-        }
+        self.blob.close_or_say().await;
     }
 }
 
@@ -71,16 +69,21 @@ impl Family {
     }
 
     /// Opens another blob of the same store, and its lvol.
+    ///
+    /// The blob of a lvol that has no bdev yet, or any more, must not be held open ([`Member`]), and
+    /// its I/O can't be held back. If such a blob is closed, it stays so; one that is open already
+    /// is opened, and closed if need be, before anybody else does anything.
     pub async fn open_relative(&self, bs: Blobstore, id: BlobId) -> Result<Member> {
-        let blob = bs.open(id).await.map_err(|_| self.changing())?;
-        let Some(root) = &self.root.lvol else {
-            return Ok(Member { blob, lvol: None });
-        };
+        let root = self.root.lvol.as_ref();
+        let may_have_lvol = || root.is_some_and(|root| root.store_may_have(id));
+        if !bs.has_open(id) && may_have_lvol() {
+            return Err(self.changing());
+        }
+        let blob = bs.open(id).await?;
         // A lvol's bdev is named by the UUID (`_create_lvol_disk`, module/bdev/lvol).
-        let lvol = blob.uuid().and_then(|uuid| Lvol::open(&uuid).ok());
-        // The blob of a lvol whose bdev isn't there yet, or any more: its I/O can't be held back,
-        // and it must not be held open.
-        if lvol.is_none() && (root.store_has(id) || root.store_is_creating()) {
+        let uuid = if root.is_some() { blob.uuid() } else { None };
+        let lvol = uuid.and_then(|uuid| Lvol::open(&uuid).ok());
+        if lvol.is_none() && may_have_lvol() {
             return Err(self.changing());
         }
         Ok(Member { blob, lvol })
@@ -135,11 +138,12 @@ impl Family {
     /// Holds back the I/O of every lvol in the family, and waits for what is in flight. The family
     /// must be locked.
     pub async fn quiesce(&self) -> Result<Vec<Quiesced<'_>>> {
+        // A resize gives up its lock before the bdev has its new size, which it gets by a message that
+        // is sent when the metadata has been written (`lvol_blob_resize_cb`, lib/lvol/lvol.c).
         for member in std::iter::once(&self.root).chain(&self.descendants) {
-            // A resize gives up its lock before the bdev has its new size, which it gets when the
-            // metadata is written (`lvol_blob_resize_cb`, lib/lvol/lvol.c).
             member.blob.wait_until_idle().await;
         }
+        task::next_round().await;
         // All of them start before the first is waited for.
         let started: Vec<_> = self.lvols().map(Lvol::quiesce).collect();
         let mut quiesced = Vec::with_capacity(started.len());
@@ -161,15 +165,19 @@ impl Family {
     /// A channel that is made while its bdev is quiesced takes over the range that is locked, but
     /// not that it is quiesced, and so lets reads through (`bdev_channel_create`, lib/bdev/bdev.c).
     /// A channel that was there before doesn't: to quiesce once more waits for all of them.
-    pub async fn wait_for_slipped<'a>(
-        &'a self,
-        quiesced: Vec<Quiesced<'a>>,
-    ) -> Result<Vec<Quiesced<'a>>> {
+    pub async fn wait_for_slipped<'a>(&'a self, quiesced: Vec<Quiesced<'a>>) -> Vec<Quiesced<'a>> {
         if !any_has_io(self.lvols()).await {
-            return Ok(quiesced);
+            return quiesced;
         }
         resume(quiesced).await;
-        self.quiesce().await
+        loop {
+            match self.quiesce().await {
+                Ok(quiesced) => return quiesced,
+                // For want of memory, as the family is locked and its bdevs are open.
+                Err(error) => tracing::warn!("trying again: {error}"),
+            }
+            task::next_round().await;
+        }
     }
 
     /// Closes all blobs and waits until their references are gone; then the lvols.

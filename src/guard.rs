@@ -17,6 +17,7 @@ use crate::blob::{Blobstore, OpenBlob};
 use crate::detach::detach;
 use crate::error::{Error, Result, check};
 use crate::lineage::ZeroesDev;
+use crate::metadata::root_is_written;
 use crate::scratch::{CLUSTER_LEN, Scratch};
 use crate::steps::Steps;
 use crate::task::{Callback, status_callback};
@@ -39,6 +40,7 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     // SAFETY: as above; a lvol's id is the one that its blob says.
     let blob = bs.open(unsafe { sys::spdk_blob_get_id(blob) }).await?;
     check_blob(bs, &blob)?;
+    check_pages(bs, &blob).await?;
     // SAFETY: it is thin, and was made without a parent.
     let zeroes = unsafe { ZeroesDev::behind(&blob) };
     let Some(zeroes) = zeroes else { return misfit("spdk_blob.back_bs_dev") };
@@ -97,7 +99,7 @@ fn check_stores(scratch: &Scratch) -> Result<Blobstore> {
         fits((1..64).contains(&(*bs).md_start), "spdk_blob_store.md_start")?;
         fits((*bs).md_thread == sys::spdk_get_thread(), "spdk_blob_store.md_thread")?;
         fits((*bs).dev == scratch.dev(), "spdk_blob_store.dev")?;
-        // These two stand behind `used_md_pages` and `used_lock`.
+        // These two stand behind `used_md_pages`, `open_blobids` and `used_lock`.
         fits((*bs).cluster_sz == CLUSTER_LEN, "spdk_blob_store.cluster_sz")?;
         let data_clusters = sys::spdk_bs_total_data_cluster_count(bs);
         fits((*bs).total_data_clusters == data_clusters, "spdk_blob_store.total_data_clusters")?;
@@ -150,6 +152,16 @@ fn check_blob(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
     }
 }
 
+/// What the blobstore keeps of its pages and open blobs, and the blob's page on the device.
+async fn check_pages(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
+    fits(bs.has_open(blob.id()), "spdk_blob_store.open_blobids")?;
+    // SAFETY: the blobstore is loaded. The lower half of a blob's id is its first page.
+    let is_used =
+        unsafe { sys::spdk_bit_array_get((*bs.as_ptr()).used_md_pages, blob.id() as u32) };
+    fits(is_used, "spdk_blob_store.used_md_pages")?;
+    fits(root_is_written(blob).await.is_ok(), "spdk_blob_md_page")
+}
+
 /// The flags of a thin lvol.
 const THIN: u64 = (sys::SPDK_BLOB_THIN_PROV | sys::SPDK_BLOB_EXTENT_TABLE) as u64;
 const INTERNAL_XATTR: u64 = sys::SPDK_BLOB_INTERNAL_XATTR as u64;
@@ -167,6 +179,8 @@ fn check_clone(
         fits((*raw).parent_id == (*parent).id, "spdk_blob.parent_id")?;
         fits((*raw).invalid_flags == THIN | INTERNAL_XATTR, "spdk_blob.invalid_flags")?;
         fits(!zeroes.is_behind(blob), "spdk_blob.back_bs_dev")?;
+        let back_bs_dev = (*raw).back_bs_dev.cast::<sys::spdk_blob_bs_dev>();
+        fits((*back_bs_dev).blob == parent, "spdk_blob_bs_dev.blob")?;
         fits(zeroes.is_behind(snapshot), "spdk_blob.back_bs_dev of a snapshot")?;
         fits((*parent).data_ro && (*parent).md_ro, "spdk_blob.md_ro")?;
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use spdk_sys as sys;
 
@@ -121,7 +122,9 @@ pub unsafe fn forget_parent(bs: Blobstore, blob: &OpenBlob, zeroes: ZeroesDev) -
             (*entry).clone_count -= 1;
         }
         (*raw).parent_id = sys::SPDK_BLOBID_INVALID;
-        FormerBackingDev(std::mem::replace(&mut (*raw).back_bs_dev, zeroes.0.as_ptr()))
+        // A read that has slipped through (`Family::wait_for_slipped`) may load it on another thread.
+        let back_bs_dev = AtomicPtr::from_ptr(&raw mut (*raw).back_bs_dev);
+        FormerBackingDev(back_bs_dev.swap(zeroes.0.as_ptr(), Ordering::AcqRel).cast())
     }
 }
 
@@ -129,24 +132,27 @@ pub unsafe fn forget_parent(bs: Blobstore, blob: &OpenBlob, zeroes: ZeroesDev) -
 ///
 /// # Invariants
 ///
-/// `0` is a device that no blob has any more, and belongs to the value.
+/// `0` is from `bs_create_blob_bs_dev` (`lib/blob/blob_bs_dev.c`), and belongs to the value: no blob
+/// has it any more. Its `blob` is the former parent's, open for it. The current SPDK thread is the
+/// metadata thread.
 #[must_use = "it holds a reference on the former parent"]
 #[derive(Debug)]
-pub struct FormerBackingDev(*mut sys::spdk_bs_dev);
+pub struct FormerBackingDev(*mut sys::spdk_blob_bs_dev);
 
 impl FormerBackingDev {
-    /// Closes its reference on the former parent's blob.
+    /// Frees it. What is left is its reference on the former parent, for the caller to close: the
+    /// device's own destructor (`blob_bs_dev_destroy`) loses it when no request set is free.
     ///
     /// # Safety
     ///
     /// No I/O that came to it while it was a blob's is in flight any more.
-    pub unsafe fn destroy(self) {
-        // SAFETY: the device is the value's (invariant), and nobody is about to use it, as the
-        // caller says. The backing device of a clone has a destructor (`bs_create_blob_bs_dev`).
+    pub unsafe fn into_parent(self) -> OpenBlob {
+        // SAFETY: the device is the value's, from calloc, and so is its reference on a blob
+        // (invariants); nobody is about to use it, as the caller says.
         unsafe {
-            if let Some(destroy) = (*self.0).destroy {
-                destroy(self.0);
-            }
+            let parent = OpenBlob::from_raw(NonNull::new_unchecked((*self.0).blob));
+            libc::free(self.0.cast());
+            parent
         }
     }
 }

@@ -94,24 +94,19 @@ impl Lvol {
         unsafe { Blobstore::new((*(*self.lvol.as_ptr()).lvol_store).blobstore) }
     }
 
-    /// Whether the store has a lvol with this blob, open or not.
-    pub fn store_has(&self, id: BlobId) -> bool {
-        // SAFETY: the lvol's store is in memory (invariant), with a list of its lvols that changes
-        // on this thread.
+    /// Whether a lvol of the same store has this blob, open or not, or may be about to: while one is
+    /// being created (as a snapshot or a clone, too) its blob may be there already.
+    pub fn store_may_have(&self, id: BlobId) -> bool {
+        // SAFETY: the lvol's store is in memory (invariant), with lists of its lvols that change on
+        // this thread.
         unsafe {
-            let mut lvol = (*(*self.lvol.as_ptr()).lvol_store).lvols.tqh_first;
+            let store = (*self.lvol.as_ptr()).lvol_store;
+            let mut lvol = (*store).lvols.tqh_first;
             while !lvol.is_null() && (*lvol).blob_id != id {
                 lvol = (*lvol).link.tqe_next;
             }
-            !lvol.is_null()
+            !lvol.is_null() || !(*store).pending_lvols.tqh_first.is_null()
         }
-    }
-
-    /// Whether a lvol of the store is being created (as a snapshot or a clone, too): its blob may
-    /// be there already, its bdev isn't.
-    pub fn store_is_creating(&self) -> bool {
-        // SAFETY: the lvol's store is in memory (invariant), and changes on this thread.
-        unsafe { !(*(*self.lvol.as_ptr()).lvol_store).pending_lvols.tqh_first.is_null() }
     }
 
     /// Whether I/O to the lvol is in flight, other than what is held back. It walks through all of
@@ -129,15 +124,13 @@ impl Lvol {
 
     /// Holds back new I/O to the lvol, and, once the future is done, has waited for what was in
     /// flight. It starts at once, so that many can wait at the same time.
-    ///
-    /// The lvol must not be resized before it is resumed: the way back needs the same range.
     pub fn quiesce(&self) -> impl Future<Output = Result<Quiesced<'_>>> {
         let (callback, done) = Callback::<c_int>::new();
         let ctx = callback.into_ctx();
         let bdev = self.bdev.as_ptr();
         // SAFETY: the bdev is registered (invariant). If the call fails it doesn't call back, and
         // the context is ours again.
-        let (rc, num_blocks) = unsafe {
+        let num_blocks = unsafe {
             let num_blocks = sys::spdk_bdev_get_num_blocks(bdev);
             let module = sys::spdk_bdev_module_list_find(MODULE.as_ptr());
             let rc = sys::spdk_bdev_quiesce_range(
@@ -149,12 +142,12 @@ impl Lvol {
                 ctx,
             );
             if rc != 0 {
-                Callback::<c_int>::forget(ctx);
+                Callback::complete(ctx, rc);
             }
-            (rc, num_blocks)
+            num_blocks
         };
         async move {
-            let rc = if rc == 0 { done.await.unwrap_or(-libc::ECANCELED) } else { rc };
+            let rc = done.await.unwrap_or(-libc::ECANCELED);
             check(rc, || format!("could not hold back the I/O of {}", self.name()))?;
             Ok(Quiesced { lvol: self, num_blocks })
         }
@@ -188,7 +181,8 @@ unsafe fn text<const N: usize>(text: *const [c_char; N]) -> String {
 ///
 /// # Invariants
 ///
-/// The first `num_blocks` blocks of the bdev, which are all that it has, are quiesced.
+/// The first `num_blocks` blocks of the bdev are quiesced, which were all that it had. While the lvol
+/// is open the bdev may grow, but not shrink (`spdk_bdev_notify_blockcnt_change`).
 #[must_use = "its I/O is held back until `resume`"]
 #[derive(Debug)]
 pub struct Quiesced<'a> {

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use spdk_sys as sys;
 
 use crate::blob::{BlobId, OpenBlob};
-use crate::task::{Callback, status, status_callback};
+use crate::task::{Callback, next_round, status, status_callback};
 
 /// The blob still has its parent in memory. What of the device?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<ParentXattr, W
     let Err(failed) = write(blob).await else {
         return Ok(xattr);
     };
-    if failed.nothing_written {
+    if failed.cause != Cause::Device {
         xattr.put_back(blob);
         return Err(WriteError::PutBack(failed.errno));
     }
@@ -64,15 +64,21 @@ pub async fn erase_parent(blob: &OpenBlob) -> std::result::Result<ParentXattr, W
 /// Writes the blob's metadata with its parent again. If that fails, the device may hold either.
 pub async fn restore_parent(blob: &OpenBlob, xattr: ParentXattr) -> std::result::Result<(), c_int> {
     xattr.put_back(blob);
-    blob.wait_until_idle().await;
-    write(blob).await.map_err(|failed| failed.errno)
+    loop {
+        blob.wait_until_idle().await;
+        match write(blob).await {
+            // The next round may find a request set.
+            Err(FailedWrite { cause: Cause::NoRequestSet, .. }) => next_round().await,
+            outcome => return outcome.map_err(|failed| failed.errno),
+        }
+    }
 }
 
 /// How a sync ended.
 struct Synced {
     rc: c_int,
-    /// `clean.pages` when it ended. It is looked at then, because a later write may put an array of
-    /// its own to where the one before this write was.
+    /// `clean.pages` when it ended. It is looked at at once, because a later write may put an array
+    /// of its own to where the one before this write was; a good write would count as failed then.
     clean_pages: *mut u32,
 }
 
@@ -87,6 +93,7 @@ unsafe extern "C" fn synced(ctx: *mut c_void, rc: c_int) {
     // SAFETY: the context is from `sync`, which keeps the blob open until this is called, once.
     unsafe {
         let Syncing { blob, callback } = *Box::from_raw(ctx.cast::<Syncing>());
+        forget_released_pages(blob);
         let clean_pages = (*blob).clean.pages;
         Callback::complete(callback.into_ctx(), Synced { rc, clean_pages });
     }
@@ -112,20 +119,25 @@ async fn sync(blob: &OpenBlob) -> Synced {
 
 struct FailedWrite {
     errno: c_int,
-    /// An allocation failed: the device is as it was.
-    nothing_written: bool,
+    cause: Cause,
     /// Metadata pages that the write claimed (`blob_persist_generate_new_md`). SPDK forgets them,
     /// and the next clean unload would put their loss on the device.
     lost_pages: Vec<u32>,
 }
 
-impl FailedWrite {
-    fn before_it_began(errno: c_int) -> FailedWrite {
-        FailedWrite { errno, nothing_written: true, lost_pages: Vec::new() }
-    }
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// No request set was free (`blob_sync_md`), which passes. The device is as it was.
+    NoRequestSet,
+    /// Memory, or free metadata pages, ran out before the first write. The device is as it was.
+    NoRoom,
+    /// The device may hold anything between the old metadata and the new.
+    Device,
+}
 
-    fn under_way(errno: c_int, lost_pages: Vec<u32>) -> FailedWrite {
-        FailedWrite { errno, nothing_written: false, lost_pages }
+impl FailedWrite {
+    fn on_device(errno: c_int, lost_pages: Vec<u32>) -> FailedWrite {
+        FailedWrite { errno, cause: Cause::Device, lost_pages }
     }
 }
 
@@ -144,12 +156,12 @@ async fn write(blob: &OpenBlob) -> std::result::Result<(), FailedWrite> {
         if rc == 0 && clean_pages_now != clean_pages {
             return match chain_is_written(blob).await {
                 Ok(()) => Ok(()),
-                Err(errno) => Err(FailedWrite::under_way(errno, Vec::new())),
+                Err(errno) => Err(FailedWrite::on_device(errno, Vec::new())),
             };
         }
         if (*raw).clean.pages != clean_pages || !blob.is_idle() {
             // The next write has begun, and `active` has its pages.
-            return Err(FailedWrite::under_way(errno, Vec::new()));
+            return Err(FailedWrite::on_device(errno, Vec::new()));
         }
         if (*raw).state == sys::SPDK_BLOB_STATE_DIRTY && (rc == 0 || rc == -libc::ENOMEM) {
             // The state is CLEAN from when the write begins (`blob_persist_generate_new_md`). If
@@ -157,26 +169,29 @@ async fn write(blob: &OpenBlob) -> std::result::Result<(), FailedWrite> {
             // even have the blob deleted (`blob_persist_start`).
             (*raw).active.num_pages = num_pages;
             (*raw).state = state;
-            return Err(FailedWrite::before_it_began(libc::ENOMEM));
+            let cause = if rc == 0 { Cause::NoRoom } else { Cause::NoRequestSet };
+            return Err(FailedWrite { errno: libc::ENOMEM, cause, lost_pages: Vec::new() });
         }
         // `active` has the pages that were claimed, or, if it didn't come to that, a copy of those
         // in `clean`.
         let clean = md_pages(&raw const (*raw).clean);
         let claimed = md_pages(&raw const (*raw).active).into_iter();
         let lost_pages = claimed.filter(|page| !clean.contains(page)).collect();
-        forget_released_pages(blob);
-        Err(FailedWrite::under_way(errno, lost_pages))
+        Err(FailedWrite::on_device(errno, lost_pages))
     }
 }
 
 /// If the old pages could not all be zeroed, but the last of them could, they are free all the same
 /// (`bs_batch_completion` passes on only the last status, `blob_persist_zero_pages_cpl`), while the
-/// blob still has them in `clean`: the next write would zero them, which by then it may have
-/// claimed itself.
-fn forget_released_pages(blob: &OpenBlob) {
-    let raw = blob.as_ptr();
-    // SAFETY: the blob, and so its blobstore, is in memory, and this thread owns its metadata
-    // (`OpenBlob`).
+/// blob still has them in `clean`: the next write would zero them, which by then somebody may have
+/// claimed. So this is looked at as soon as the write has ended.
+///
+/// # Safety
+///
+/// The blob is open, and this is its metadata thread.
+unsafe fn forget_released_pages(raw: *mut sys::spdk_blob) {
+    // SAFETY: the blob, and so its blobstore, is in memory, and this thread owns its metadata, as
+    // the caller says.
     unsafe {
         let used = (*(*raw).bs).used_md_pages;
         let clean = md_pages(&raw const (*raw).clean);
@@ -210,6 +225,12 @@ async fn chain_is_written(blob: &OpenBlob) -> std::result::Result<(), c_int> {
             return outcome;
         }
     }
+}
+
+/// Whether the first of the blob's pages is on the device, and has no other behind it.
+pub(crate) async fn root_is_written(blob: &OpenBlob) -> std::result::Result<(), c_int> {
+    // The lower half of a blob's id is its first page (`bs_blobid_to_page`).
+    MdPage::read(blob, blob.id() as u32).await?.check(blob.id(), 0, NO_PAGE)
 }
 
 /// `SPDK_INVALID_MD_PAGE`

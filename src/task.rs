@@ -62,7 +62,7 @@ impl<T> Callback<T> {
         (Callback(Box::into_raw(Box::new(sender))), async move { receiver.await.ok() })
     }
 
-    /// The context pointer for C. It must come back in exactly one `complete` or `forget`.
+    /// The context pointer for C. It must come back in exactly one `complete`.
     pub fn into_ctx(self) -> *mut c_void {
         self.0.cast()
     }
@@ -78,16 +78,6 @@ impl<T> Callback<T> {
         let sender = unsafe { Box::from_raw(ctx.cast::<oneshot::Sender<T>>()) };
         // Nobody waits if the future was dropped, which is its owner's choice.
         let _ = sender.send(value);
-    }
-
-    /// Takes the context back from a C function that failed and won't call.
-    ///
-    /// # Safety
-    ///
-    /// As for `complete`.
-    pub unsafe fn forget(ctx: *mut c_void) {
-        // SAFETY: as in `complete`.
-        drop(unsafe { Box::from_raw(ctx.cast::<oneshot::Sender<T>>()) });
     }
 }
 
