@@ -91,10 +91,8 @@ fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
         .env_remove("MAKEFLAGS")
         .env_remove("MAKELEVEL")
         .output();
-    let shown = match &output {
-        Ok(output) => String::from_utf8_lossy(&output.stdout),
-        Err(error) => fail(&format!("could not run make: {error}")),
-    };
+    let output = output.unwrap_or_else(|error| fail(&format!("could not run make: {error}")));
+    let shown = String::from_utf8_lossy(&output.stdout);
     let arguments: Vec<String> = shown
         .split_whitespace()
         // How to link is rustc's own business.
@@ -112,8 +110,9 @@ fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
         .collect();
     if !arguments.iter().any(|argument| argument.ends_with("libspdk_event.a")) {
         fail(&format!(
-            "could not find out what spdk_tgt is linked with: the Makefile in {} does not say",
-            root.join("app/spdk_tgt").display()
+            "could not find out what spdk_tgt is linked with: the Makefile in {} does not say. {}",
+            root.join("app/spdk_tgt").display(),
+            String::from_utf8_lossy(&output.stderr)
         ));
     }
     arguments
