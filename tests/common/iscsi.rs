@@ -242,6 +242,13 @@ pub fn write(offset: u64, length: u64, byte: u8) -> String {
     format!("write -P {byte:#04x} {offset} {length}")
 }
 
+/// The command of qemu-io that leaves the connection open for 2 s more. What a connection has done is
+/// not in the bdev's counters for a moment when it is closed: `spdk_bdev_get_device_stat` adds up those
+/// of channels that are gone before those of the ones that are there.
+pub fn stay() -> String {
+    "sleep 2000".to_owned()
+}
+
 /// The command of qemu-io that checks that a range is full of a byte.
 pub fn read(offset: u64, length: u64, byte: u8) -> String {
     format!("read -P {byte:#04x} {offset} {length}")
