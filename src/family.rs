@@ -139,11 +139,14 @@ impl Family {
     /// must be locked.
     pub async fn quiesce(&self) -> Result<Vec<Quiesced<'_>>> {
         // A resize gives up its lock before the bdev has its new size, which it gets by a message that
-        // is sent when the metadata has been written (`lvol_blob_resize_cb`, lib/lvol/lvol.c).
-        for member in std::iter::once(&self.root).chain(&self.descendants) {
-            member.blob.wait_until_idle().await;
+        // is sent when the metadata has been written (`lvol_blob_resize_cb`, lib/lvol/lvol.c). The
+        // root's has been written since by us.
+        for Member { blob, .. } in &self.descendants {
+            blob.wait_until_idle().await;
         }
-        task::next_round().await;
+        if !self.descendants.is_empty() {
+            task::next_round().await;
+        }
         // All of them start before the first is waited for.
         let started: Vec<_> = self.lvols().map(Lvol::quiesce).collect();
         let mut quiesced = Vec::with_capacity(started.len());

@@ -3,8 +3,10 @@
 //! A task runs on the SPDK thread that spawned it, from that thread's messages: never inside the
 //! callback that wakes it, whose caller may not be done yet.
 
+use std::future::poll_fn;
 use std::os::raw::{c_int, c_void};
 use std::ptr::NonNull;
+use std::task::Poll;
 
 use async_task::Runnable;
 use futures_channel::oneshot;
@@ -99,17 +101,15 @@ pub async fn status(start: impl FnOnce(*mut c_void)) -> c_int {
     done.await.unwrap_or(-libc::ECANCELED)
 }
 
-/// Waits until the messages that the thread has now have run.
+/// Waits until the messages that the thread has now have run: the task goes on by one of its own.
 pub async fn next_round() {
-    unsafe extern "C" fn wake(ctx: *mut c_void) {
-        // SAFETY: the context is from `status`, and comes back once.
-        unsafe { status_callback(ctx, 0) }
-    }
-    // SAFETY: tasks run on SPDK threads. Without memory for a message there is nothing to wait for.
-    status(|ctx| unsafe {
-        if sys::spdk_thread_send_msg(sys::spdk_get_thread(), Some(wake), ctx) != 0 {
-            wake(ctx);
+    let mut has_waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
         }
+        context.waker().wake_by_ref();
+        Poll::Pending
     })
     .await;
 }
