@@ -17,7 +17,7 @@ use crate::steps::Steps;
 pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     let mut steps = Steps::start();
     let outcome = async {
-        let lvol = Lvol::open(name)?;
+        let lvol = Lvol::find(name)?;
         // SAFETY: `detach` keeps the lvol open as long as it uses the blobstore.
         let bs = unsafe { lvol.blobstore()? };
         let id = lvol.blob_id();

@@ -30,14 +30,20 @@ pub struct Lvol {
 }
 
 impl Lvol {
-    /// Opens the lvol with this UUID or alias (`lvs/lvol`).
-    pub fn open(name: &CStr) -> Result<Lvol> {
-        let shown = || name.to_string_lossy();
+    /// Opens the lvol with this UUID or alias (`lvs/lvol`), which may be anything.
+    pub fn find(name: &CStr) -> Result<Lvol> {
         // `spdk_bdev_open_ext` would log a name that it doesn't know, of any length, as it is.
         // SAFETY: the name is valid during the call.
         if unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) }.is_null() {
-            return Err(Error::new(libc::ENODEV, format!("there is no bdev {}", shown())));
+            let shown = name.to_string_lossy();
+            return Err(Error::new(libc::ENODEV, format!("there is no bdev {shown}")));
         }
+        Lvol::open(name)
+    }
+
+    /// Opens the lvol with this UUID or alias.
+    pub fn open(name: &CStr) -> Result<Lvol> {
+        let shown = || name.to_string_lossy();
         let mut desc = ptr::null_mut();
         // SAFETY: the name and the place for the descriptor are valid during the call.
         let rc = unsafe {

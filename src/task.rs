@@ -4,12 +4,12 @@
 //! callback that wakes it, whose caller may not be done yet.
 
 use std::future::poll_fn;
+use std::marker::PhantomData;
 use std::os::raw::{c_int, c_void};
 use std::ptr::NonNull;
 use std::task::Poll;
 
 use async_task::Runnable;
-use futures_channel::oneshot;
 use spdk_sys as sys;
 
 /// Runs `future` on the current SPDK thread: until it waits for the first time at once, and on from
@@ -54,14 +54,14 @@ unsafe extern "C" fn run(ctx: *mut c_void) {
 ///
 /// # Invariants
 ///
-/// `0` is a `Box<oneshot::Sender<T>>` that was turned into a pointer, and nobody else has it.
-pub struct Callback<T>(*mut oneshot::Sender<T>);
+/// `0` is an `oneshot::Sender<T>` that was turned into a pointer, and nobody else has it.
+pub struct Callback<T>(*mut (), PhantomData<T>);
 
 impl<T> Callback<T> {
     /// A context for one call of a C callback, and the future that the call completes.
     pub fn new() -> (Callback<T>, impl Future<Output = Option<T>>) {
         let (sender, receiver) = oneshot::channel();
-        (Callback(Box::into_raw(Box::new(sender))), async move { receiver.await.ok() })
+        (Callback(sender.into_raw(), PhantomData), async move { receiver.await.ok() })
     }
 
     /// The context pointer for C. It must come back in exactly one `complete`.
@@ -76,8 +76,8 @@ impl<T> Callback<T> {
     /// `ctx` is from `into_ctx` of a `Callback<T>` with the same `T`, and comes back for the
     /// first time.
     pub unsafe fn complete(ctx: *mut c_void, value: T) {
-        // SAFETY: by the invariant and the caller's word this is the only owner of the box.
-        let sender = unsafe { Box::from_raw(ctx.cast::<oneshot::Sender<T>>()) };
+        // SAFETY: by the invariant and the caller's word this is the only owner of the sender.
+        let sender = unsafe { oneshot::Sender::<T>::from_raw(ctx.cast()) };
         // Nobody waits if the future was dropped, which is its owner's choice.
         let _ = sender.send(value);
     }
