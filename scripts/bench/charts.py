@@ -94,7 +94,9 @@ def draw_pauses(entries, folder):
                     method, samples = entry['method'], sorted(entry['longest_write_us'])
                     # How many of the writes took longer.
                     share = [1 - rank / len(samples) for rank in range(len(samples))]
-                    axes.step(samples, share, color=COLOURS[method], label=method)
+                    # The legend has each method once.
+                    label = method if axes is panels[0] else None
+                    axes.step(samples, share, color=COLOURS[method], label=label)
             axes.set(
                 xscale='log', yscale='log', xlabel='us', title=f'{writer}, as {changed} is changed'
             )
