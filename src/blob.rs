@@ -176,6 +176,9 @@ impl OpenBlob {
     ///
     /// A sync of one's own would wait as well, but it would be one more write, behind the one that
     /// runs; and without a free request set it would fail at once, and not wait at all.
+    ///
+    /// A blob without an extent table, as no lvol has been for years, is written each time that it gets
+    /// a cluster: under such writes from several cores this may wait until they pause.
     pub async fn wait_until_idle(&self) {
         while !self.is_idle() {
             next_round().await;
