@@ -17,7 +17,7 @@ use store::scenarios::{
     Name, Op, SCENARIOS, Scenario, State, World, add_concurrent_xattr, on_each_scenario,
     remove_concurrent_xattr, summary,
 };
-use store::{run, start};
+use store::{next_round, run, start};
 
 /// What follows the first detach that failed, on a device that works again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +128,37 @@ fn without_a_free_request_set_a_detach_waits_for_a_sync() {
         let result = detach.await;
         let state = world.whole_state().await.unwrap();
         assert_eq!(state[&names["vol"]].parent == sys::SPDK_BLOBID_INVALID, result.is_ok());
+        world.unload().await.unwrap();
+    });
+}
+
+/// The same, when a write has failed and the old metadata is to be written again.
+#[test]
+fn without_a_free_request_set_the_old_metadata_is_written_later() {
+    run(async {
+        let (image, names) = scenario("leaf").prepare().await;
+        // The device has the new metadata all the same.
+        let fault = Fault { first: 0, times: 1, effect: Effect::All };
+        let (dev, hook) = FaultyDev::new(&image, fault);
+        let mut world = World::load(&image, Some(hook), &names).await.unwrap();
+        world.close("other").await.unwrap();
+        // The first metadata write would write the superblock as well.
+        world.play(Op::SetXattr("vol", "name", 20)).await.unwrap();
+        let before = world.whole_state().await.unwrap();
+        let loaded_before = reload(&copy(&image), &names).await.unwrap();
+        dev.borrow_mut().on = true;
+        let detach = start(world.store.detach(names["vol"]));
+        while !dev.borrow().fired {
+            next_round().await;
+        }
+        next_round().await;
+        let opening = open_too_often(&world, "other");
+        let detach = start(detach);
+        wait_and_close(&world, opening).await;
+        assert_eq!(detach.await.unwrap_err().code(), -libc::EIO);
+        assert_eq!(world.whole_state().await.as_ref(), Ok(&before));
+        assert_eq!(reload(&copy(&image), &names).await, Ok(loaded_before));
+        world.play(Op::Detach("vol")).await.unwrap();
         world.unload().await.unwrap();
     });
 }
