@@ -76,6 +76,15 @@ class TargetProcess:
         except (JSONRPCException, OSError) as error:
             raise Failure(f'{method} on the target {self.name}: {error}') from error
 
+    def iostat(self, bdev):
+        """What the bdev has been asked to do so far."""
+        version = self.rpc('spdk_get_version')['fields']
+        # SPDK 26.05 takes several names, and no longer one.
+        takes_names = (version['major'], version['minor']) >= (26, 5)
+        which = {'names': [bdev]} if takes_names else {'name': bdev}
+        (stat,) = self.rpc('bdev_get_iostat', **which)['bdevs']
+        return stat
+
     def stop(self):
         if self.client:
             with contextlib.suppress(OSError):  # it is closed already when the target has ended

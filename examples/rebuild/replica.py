@@ -98,10 +98,6 @@ class Replica(Target):
             for lvol, info in ((lvol, self.lvol(lvol)) for lvol in lvols)
         }
 
-    def iostat(self, bdev):
-        (stat,) = self.rpc('bdev_get_iostat', name=bdev)['bdevs']
-        return stat
-
     # --- exports; a failure ends the target, and them with it ---------------------------------
 
     def url(self, lvol):

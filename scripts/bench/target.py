@@ -129,7 +129,7 @@ class Target(TargetProcess):
 
     def device(self):
         """What the base bdev has been asked to do so far."""
-        stats = self.rpc('bdev_get_iostat', name='base')['bdevs'][0]
+        stats = self.iostat('base')
         return {
             'writes': stats['num_write_ops'],
             'bytes_written': stats['bytes_written'],
