@@ -58,6 +58,11 @@ fn tell_tests(root: &Path) {
             println!("cargo::rustc-cfg={cfg}");
         }
     }
+    // Without them nothing can be loaded into the stock target.
+    println!("cargo::rustc-check-cfg=cfg(spdk_shared_libraries)");
+    if root.join("build/lib/libspdk_blob.so").exists() {
+        println!("cargo::rustc-cfg=spdk_shared_libraries");
+    }
 }
 
 fn compile(root: &Path, file: &Path, name: &str) {

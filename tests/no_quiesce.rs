@@ -13,6 +13,7 @@ use serde_json::json;
 const DETACH: &str = "bdev_lvol_detach_parent";
 
 #[test]
+#[cfg_attr(not(spdk_shared_libraries), ignore = "no function of this SPDK can be replaced")]
 fn a_detach_that_can_not_hold_back_the_io_puts_the_parent_back() {
     let folder = tempfile::tempdir().unwrap();
     let program = Program::With(vec![preload::build("no_quiesce", folder.path())]);

@@ -370,10 +370,11 @@ fn stock_target() -> Command {
     command
 }
 
-/// Whether the tests are to use the target that has the extension linked in. `scripts/spdk_tgt` looks
-/// at the same variable.
+/// Whether the tests are to use the target that has the extension linked in: as `scripts/spdk_tgt`, by
+/// a variable, or because there is no other way.
 fn is_static() -> bool {
-    std::env::var("LVOL_DETACH_TGT").is_ok_and(|way| way == "static")
+    let asked = std::env::var("LVOL_DETACH_TGT").is_ok_and(|way| way == "static");
+    asked || cfg!(not(spdk_shared_libraries))
 }
 
 fn preload(mut command: Command, libraries: &[PathBuf]) -> Command {
