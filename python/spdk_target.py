@@ -1,6 +1,7 @@
 """Starts an spdk_tgt, reaches it and stops it: for the benchmark and the example."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import time
@@ -76,12 +77,15 @@ class TargetProcess:
         except (JSONRPCException, OSError) as error:
             raise Failure(f'{method} on the target {self.name}: {error}') from error
 
+    @functools.cached_property
+    def _names_bdevs(self):
+        """SPDK 26.05 takes several names for bdev_get_iostat, and no longer one."""
+        version = self.rpc('spdk_get_version')['fields']
+        return (version['major'], version['minor']) >= (26, 5)
+
     def iostat(self, bdev):
         """What the bdev has been asked to do so far."""
-        version = self.rpc('spdk_get_version')['fields']
-        # SPDK 26.05 takes several names, and no longer one.
-        takes_names = (version['major'], version['minor']) >= (26, 5)
-        which = {'names': [bdev]} if takes_names else {'name': bdev}
+        which = {'names': [bdev]} if self._names_bdevs else {'name': bdev}
         (stat,) = self.rpc('bdev_get_iostat', **which)['bdevs']
         return stat
 

@@ -153,6 +153,7 @@ fn without_a_free_request_set_the_old_metadata_is_written_later() {
         }
         next_round().await;
         let opening = open_too_often(&world, "other");
+        // On to the second write, as nobody has asked it since.
         let detach = start(detach);
         wait_and_close(&world, opening).await;
         assert_eq!(detach.await.unwrap_err().code(), -libc::EIO);
