@@ -1,5 +1,7 @@
 //! Blobs that are held open.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::raw::{c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -7,7 +9,7 @@ use std::ptr::{self, NonNull};
 use spdk_sys as sys;
 
 use crate::error::{Error, Result, check};
-use crate::task::{self, Callback, next_round, status, status_callback};
+use crate::task::{self, Callback, Rests, at_once, status, status_callback};
 
 /// A blob's id.
 pub type BlobId = sys::spdk_blob_id;
@@ -29,7 +31,7 @@ pub enum Parent {
 ///
 /// - `0` is loaded and stays so while the value is used.
 /// - The current SPDK thread is its metadata thread. The value is not `Send`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blobstore(NonNull<sys::spdk_blob_store>);
 
 impl Blobstore {
@@ -72,9 +74,16 @@ impl Blobstore {
         }
         let (raw, rc) = opened.await.unwrap_or((ptr::null_mut(), -libc::ECANCELED));
         match NonNull::new(raw) {
-            Some(raw) if rc == 0 => Ok(OpenBlob(raw)),
+            // SAFETY: SPDK has given the reference to us, on this thread.
+            Some(raw) if rc == 0 => Ok(unsafe { OpenBlob::from_raw(raw) }),
             _ => Err(Error::new(rc, format!("could not open blob {id:#x}"))),
         }
+    }
+
+    /// A blob that somebody has open. Nothing is read, and nothing is waited for: `spdk_bs_open_blob`
+    /// of a blob that is in its tree of open blobs calls back before it returns.
+    pub fn get_open(self, id: BlobId) -> Option<OpenBlob> {
+        self.has_open(id).then(|| at_once(self.open(id)))??.ok()
     }
 }
 
@@ -82,6 +91,11 @@ impl Blobstore {
 unsafe extern "C" fn opened_callback(ctx: *mut c_void, blob: *mut sys::spdk_blob, rc: c_int) {
     // SAFETY: SPDK gives the context of `Blobstore::open` back, once.
     unsafe { Callback::complete(ctx, (blob, rc)) }
+}
+
+thread_local! {
+    /// How many `OpenBlob`s there are of each blob: what of its `open_ref` is ours.
+    static HELD: RefCell<HashMap<NonNull<sys::spdk_blob>, u32>> = RefCell::default();
 }
 
 /// A blob that is held open.
@@ -95,6 +109,26 @@ unsafe extern "C" fn opened_callback(ctx: *mut c_void, blob: *mut sys::spdk_blob
 pub struct OpenBlob(NonNull<sys::spdk_blob>);
 
 impl OpenBlob {
+    /// Takes over a reference on an open blob.
+    ///
+    /// # Safety
+    ///
+    /// The reference belongs to the caller, and the current SPDK thread is the metadata thread.
+    pub(crate) unsafe fn from_raw(blob: NonNull<sys::spdk_blob>) -> OpenBlob {
+        HELD.with_borrow_mut(|held| *held.entry(blob).or_default() += 1);
+        OpenBlob(blob)
+    }
+
+    /// One more reference.
+    pub fn share(&self) -> OpenBlob {
+        // SAFETY: the blob is open, and this thread owns the count (invariants). `spdk_bs_open_blob` does
+        // no more for an open blob.
+        unsafe {
+            (*self.as_ptr()).open_ref += 1;
+            OpenBlob::from_raw(self.0)
+        }
+    }
+
     /// For those who know the blob's fields. Never make a reference to the whole struct:
     /// I/O on other threads reads it too.
     pub fn as_ptr(&self) -> *mut sys::spdk_blob {
@@ -123,6 +157,13 @@ impl OpenBlob {
         unsafe { (*self.as_ptr()).data_ro }
     }
 
+    /// How many references others than this crate have on it.
+    pub fn foreign_references(&self) -> u32 {
+        let ours = HELD.with_borrow(|held| held.get(&self.0).copied().unwrap_or_default());
+        // SAFETY: the blob is in memory, and this thread owns the count (invariants).
+        unsafe { (*self.as_ptr()).open_ref }.saturating_sub(ours)
+    }
+
     /// What to call it in a message: its lvol's name if it has one.
     pub fn name(&self) -> String {
         match self.lvol_xattr(c"name") {
@@ -131,7 +172,7 @@ impl OpenBlob {
         }
     }
 
-    /// The UUID of its lvol, if it has one.
+    /// The UUID of its lvol. An lvol of a very old lvstore has none.
     pub fn uuid(&self) -> Option<CString> {
         self.lvol_xattr(c"uuid")
     }
@@ -153,16 +194,21 @@ impl OpenBlob {
         CStr::from_bytes_until_nul(bytes).ok().map(CStr::to_owned)
     }
 
-    /// Keeps SPDK's long operations (snapshot, clone, inflate, decouple, resize, shallow copy,
-    /// set parent, delete) off the blob until the lock is dropped. `None` if one of them runs.
-    pub fn lock(&self) -> Option<Lock> {
+    /// Whether one of SPDK's long operations (snapshot, clone, inflate, decouple, resize, shallow
+    /// copy, set parent, delete) runs on it, or a [`Lock`] is held.
+    pub fn is_locked(&self) -> bool {
         // SAFETY: the blob is in memory, and this thread owns the flag (invariants).
-        unsafe {
-            if (*self.as_ptr()).locked_operation_in_progress {
-                return None;
-            }
-            (*self.as_ptr()).locked_operation_in_progress = true;
+        unsafe { (*self.as_ptr()).locked_operation_in_progress }
+    }
+
+    /// Keeps SPDK's long operations off the blob until the lock is dropped. `None` if one of them
+    /// runs.
+    pub fn lock(&self) -> Option<Lock> {
+        if self.is_locked() {
+            return None;
         }
+        // SAFETY: as above.
+        unsafe { (*self.as_ptr()).locked_operation_in_progress = true };
         Some(Lock(self.0))
     }
 
@@ -180,53 +226,83 @@ impl OpenBlob {
     /// A blob without an extent table, as no lvol has been for years, is written each time that it gets
     /// a cluster: under such writes from several cores this may wait until they pause.
     pub async fn wait_until_idle(&self) {
+        let rests = Rests::start();
         while !self.is_idle() {
-            next_round().await;
+            rests.rest().await;
         }
     }
 
-    /// Takes over a reference on an open blob.
-    ///
-    /// # Safety
-    ///
-    /// The reference belongs to the caller, and the current SPDK thread is the metadata thread.
-    pub(crate) unsafe fn from_raw(blob: NonNull<sys::spdk_blob>) -> OpenBlob {
-        OpenBlob(blob)
-    }
-
-    /// As [`OpenBlob::close`], for those who can't do anything about a failure.
-    pub async fn close_or_say(self) {
-        if let Err(error) = self.close().await {
-            tracing::error!("{error}");
-        }
-    }
-
-    /// Closes it, and waits until its reference is gone.
+    /// Gives the reference back. If it is the last one, waits until the blob is closed.
     pub async fn close(self) -> Result<()> {
-        let id = self.id();
-        loop {
-            // A close while the metadata is being written queues one more write.
-            self.wait_until_idle().await;
-            let raw = self.as_ptr();
-            // SAFETY: the reference is the value's, and goes but if there is no memory.
-            let rc = status(|ctx| unsafe { sys::spdk_blob_close(raw, Some(status_callback), ctx) })
-                .await;
-            // No request set is free: the blob is still open.
-            if rc == -libc::ENOMEM {
-                next_round().await;
-                continue;
-            }
+        if self.let_go() {
+            let blob = self.0;
             std::mem::forget(self);
-            return check(rc, || format!("could not close blob {id:#x}"));
+            // SAFETY: the last reference was the value's.
+            return unsafe { close_last(blob) }.await;
+        }
+        std::mem::forget(self);
+        Ok(())
+    }
+
+    /// Gives the reference back unless it is the last one, which only SPDK can: true if it is.
+    ///
+    /// `spdk_blob_close` does no more where others have references, but for a sync of the blob's
+    /// metadata, which whoever has changed it does himself (`blob_close_cpl`).
+    fn let_go(&self) -> bool {
+        HELD.with_borrow_mut(|held| {
+            if let Some(count) = held.get_mut(&self.0) {
+                *count -= 1;
+                if *count == 0 {
+                    held.remove(&self.0);
+                }
+            }
+        });
+        // SAFETY: the blob is in memory, and this thread owns the count (invariants).
+        unsafe {
+            let is_last = (*self.as_ptr()).open_ref == 1;
+            if !is_last {
+                (*self.as_ptr()).open_ref -= 1;
+            }
+            is_last
         }
     }
 }
 
 impl Drop for OpenBlob {
     fn drop(&mut self) {
-        let blob = OpenBlob(self.0);
-        // SAFETY: this is the blobstore's metadata thread (invariant), where closing has its callbacks.
-        unsafe { task::spawn(blob.close_or_say()) };
+        if self.let_go() {
+            let blob = self.0;
+            // SAFETY: this is the blobstore's metadata thread (invariant), where closing has its
+            // callbacks; the last reference was the value's.
+            unsafe {
+                task::spawn(async move {
+                    if let Err(error) = close_last(blob).await {
+                        tracing::error!("{error}");
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// The blob is open, and its last reference the caller's, who gives it away. The current SPDK thread
+/// is its metadata thread.
+async unsafe fn close_last(blob: NonNull<sys::spdk_blob>) -> Result<()> {
+    let raw = blob.as_ptr();
+    // SAFETY: the blob is open, as the caller says.
+    let id = unsafe { (*raw).id };
+    let rests = Rests::start();
+    loop {
+        // SAFETY: the reference is ours, and goes but if there is no memory.
+        let rc =
+            status(|ctx| unsafe { sys::spdk_blob_close(raw, Some(status_callback), ctx) }).await;
+        // No request set is free: the blob is still open.
+        if rc != -libc::ENOMEM {
+            return check(rc, || format!("could not close blob {id:#x}"));
+        }
+        rests.rest().await;
     }
 }
 

@@ -1,25 +1,26 @@
-//! The operation: a lvol is parted from its parent snapshot by rewriting its metadata.
+//! The operation: an lvol is parted from its parent snapshot by rewriting its metadata.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::CStr;
 
-use crate::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
+use crate::backing::{ZeroesDev, stop_copies, take_parent};
+use crate::blob::{BlobId, Blobstore};
 use crate::error::{Error, Result};
-use crate::family::{Family, resume};
-use crate::lineage::{ZeroesDev, forget_parent};
-use crate::lvol::{Lvol, Quiesced};
-use crate::metadata::{WriteError, erase_parent, restore_parent};
+use crate::family::Family;
+use crate::grace::{copies_in_flight, reads_in_flight};
+use crate::lvol::Lvol;
+use crate::metadata::{WriteError, erase_parent};
 use crate::steps::Steps;
+use crate::turns::{self, Turn};
 
 /// Detaches the lvol with this UUID or alias from its parent snapshot.
 ///
 /// After `Ok` the lvol has no parent, on the device and in memory, and the former parent may be
-/// deleted. After an error nothing has changed.
+/// deleted. After an error nothing has changed, but for [`libc::ENOTRECOVERABLE`]: then the device may
+/// hold either.
 pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     let mut steps = Steps::start();
     let outcome = async {
-        let lvol = Lvol::find(name)?;
-        // SAFETY: `detach` keeps the lvol open as long as it uses the blobstore.
-        let bs = unsafe { lvol.blobstore()? };
+        let (lvol, bs, _turn) = find(name).await?;
         let id = lvol.blob_id();
         detach(bs, id, Some(lvol), zeroes, &mut steps).await
     }
@@ -31,9 +32,25 @@ pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
             Ok(())
         }
         Err(error) => {
-            tracing::error!("nothing is detached: {error}");
+            tracing::error!("{error}");
             Err(error)
         }
+    }
+}
+
+/// The lvol of this name, when it is its store's turn.
+async fn find(name: &CStr) -> Result<(Lvol, Blobstore, Turn)> {
+    loop {
+        let lvol = Lvol::find(name)?;
+        // SAFETY: `detach` keeps an lvol open as long as it uses the blobstore, and `turns` only looks at
+        // its address.
+        let bs = unsafe { lvol.blobstore()? };
+        if let Some(turn) = turns::try_take(bs) {
+            return Ok((lvol, bs, turn));
+        }
+        // An lvol that is held open while its turn comes could not be deleted.
+        drop(lvol);
+        turns::wait(bs).await?;
     }
 }
 
@@ -48,6 +65,9 @@ pub struct Detached {
 
 /// Detaches the blob `id`, which is that of `lvol`, or of none in a blobstore without lvols,
 /// and notes how long each step takes.
+///
+/// No I/O is held back at any time. Copies from the parent end first, so that none brings the parent's
+/// data into an lvol where a read has found zeroes already; then reads through it do.
 pub async fn detach(
     bs: Blobstore,
     id: BlobId,
@@ -55,116 +75,63 @@ pub async fn detach(
     zeroes: ZeroesDev,
     steps: &mut Steps,
 ) -> Result<Detached> {
-    let (family, locks) = Family::lock(bs, id, lvol).await?;
-    let outcome = detach_locked(bs, &family, locks, zeroes, steps).await;
-    family.close().await;
-    steps.done("release");
-    outcome
-}
-
-async fn detach_locked(
-    bs: Blobstore,
-    family: &Family,
-    locks: Vec<Lock>,
-    zeroes: ZeroesDev,
-    steps: &mut Steps,
-) -> Result<Detached> {
-    let blob = family.root();
-    let name = family.name();
-    let parent = match blob.parent() {
-        Parent::Snapshot(id) => family.open_relative(bs, id).await?,
-        Parent::None => return Err(Error::new(libc::EINVAL, format!("{name} has no parent"))),
-        Parent::External => {
-            let what = format!("the parent of {name} is an external snapshot");
-            return Err(Error::new(libc::EINVAL, what));
-        }
-    };
-    let parent_name = family.name_of(parent.blob());
-
+    let family = Family::lock(bs, id, lvol).await?;
     steps.done("open");
-    let parted = part(bs, family, &name, &parent_name, zeroes, steps).await;
-    // The locks go first: while one is held, an unmap doesn't give clusters back.
-    drop(locks);
-    let outcome = match parted {
-        Ok(Parted { quiesced, former_reference }) => {
-            resume(quiesced).await;
-            former_reference.close_or_say().await;
-            Ok(Detached { lvol: name, parent: parent_name })
-        }
-        Err(error) => Err(error),
-    };
-    // A delete that follows the reply finds the parent unused.
-    parent.close().await;
-    outcome
-}
-
-/// What is left to be done when the lvol has no parent any more.
-struct Parted<'a> {
-    /// To be resumed.
-    quiesced: Vec<Quiesced<'a>>,
-    /// What the lvol had of its parent, to be closed.
-    former_reference: OpenBlob,
-}
-
-/// First on the device, then in memory.
-async fn part<'a>(
-    bs: Blobstore,
-    family: &'a Family,
-    name: &str,
-    parent_name: &str,
-    zeroes: ZeroesDev,
-    steps: &mut Steps,
-) -> Result<Parted<'a>> {
+    let (name, parent_name) = (family.name(), family.parent_name());
     let blob = family.root();
-    let erased = erase_parent(blob).await.map_err(|error| write_error(error, name, parent_name))?;
+    erase_parent(blob).await.map_err(|error| write_error(&error, &name, &parent_name))?;
     steps.done("write");
-    let quiesced = match family.quiesce().await {
-        Ok(quiesced) => quiesced,
-        Err(error) => {
-            let failed = format!("holding back the I/O of {name} failed");
-            let restored = restore_parent(blob, erased).await;
-            return Err(match restored {
-                Ok(()) => error,
-                Err(errno) => in_doubt(errno, &failed, name, parent_name),
-            });
-        }
-    };
-    steps.done("quiesce");
-    erased.free();
-    // SAFETY: a blob that has a parent is a thin clone, and the family is locked.
-    let former = unsafe { forget_parent(bs, blob, zeroes) };
-    let quiesced = family.wait_for_slipped(quiesced).await;
-    // SAFETY: I/O that reads through the former backing device came by a bdev of the family, where
-    // what was in flight has been waited for, or was a copy by one of the operations that the
-    // family's locks keep off.
-    let former_reference = unsafe { former.into_parent() };
-    steps.done("swap");
-    Ok(Parted { quiesced, former_reference })
-}
 
-fn write_error(error: WriteError, name: &str, parent: &str) -> Error {
-    match error {
-        WriteError::NoParent => {
-            Error::new(libc::EINVAL, format!("the metadata of {name} names no parent"))
-        }
-        WriteError::PutBack(errno) => Error::new(
-            errno,
-            format!("the metadata write of {name} failed; it still has its parent {parent}"),
-        ),
-        WriteError::Unknown(errno) => {
-            in_doubt(errno, &format!("the metadata write of {name} failed"), name, parent)
+    // From here on nothing can fail.
+    // SAFETY: a blob that has a parent is a thin clone; the family is locked, and was found whole.
+    unsafe { stop_copies(blob) };
+    let has_ended = copies_in_flight(bs, &family).await.end(&name).await;
+    steps.done("copies");
+    if !has_ended {
+        // The target stops. What is in memory goes as it is, device and all.
+        return Ok(Detached { lvol: name, parent: parent_name });
+    }
+    // SAFETY: as above. Every thread has seen that there is nothing to copy, and those copies that had
+    // begun are done.
+    let former = unsafe { take_parent(bs, blob, zeroes) };
+    let reads = reads_in_flight(bs, &family).await;
+    // The lvol and its readers are as free as any others while the last reads end: SPDK's operations on
+    // them can't come to the former parent any more. The parent's lvol stays open for that.
+    let parent = family.part();
+    reads.end(&name).await;
+    // SAFETY: every thread has seen the zeroes device since.
+    let former_parent = unsafe { former.into_parent() };
+    steps.done("reads");
+    // A deletion that follows the reply finds the parent unused.
+    for blob in [former_parent, parent.blob] {
+        if let Err(error) = blob.close().await {
+            tracing::error!("{error}");
         }
     }
+    drop(parent.lvol);
+    steps.done("release");
+    Ok(Detached { lvol: name, parent: parent_name })
 }
 
-/// The device may have the parent, or not; in memory it is still there.
-fn in_doubt(errno: c_int, what: &str, name: &str, parent: &str) -> Error {
-    Error::new(
-        errno,
-        format!(
-            "{what}, and so did writing the old metadata again: {name} still has its parent \
-             {parent}, but may come up without it after a restart. Mend the base bdev, then detach \
-             {name} again"
+fn write_error(error: &WriteError, name: &str, parent: &str) -> Error {
+    match error {
+        WriteError::Unreadable(why) => {
+            let errno = why.errno();
+            let what = "could not be read, or is not what it should be";
+            Error::new(errno, format!("the metadata of {name} {what}: {why}. Nothing was written"))
+        }
+        WriteError::PutBack(errno) => Error::new(
+            *errno,
+            format!("the metadata write of {name} failed; it still has its parent {parent}"),
         ),
-    )
+        WriteError::Unknown(errno) => Error::new(
+            libc::ENOTRECOVERABLE,
+            format!(
+                "the metadata write of {name} failed ({}), and so did writing the old metadata again: \
+                 {name} still has its parent {parent}, but may come up without it after a restart. Mend \
+                 the base bdev, then detach {name} again",
+                errno::Errno(*errno)
+            ),
+        ),
+    }
 }

@@ -25,6 +25,16 @@ impl Error {
     pub fn code(&self) -> c_int {
         -self.errno.0
     }
+
+    /// Whether the same may work a little later.
+    pub fn is_busy(&self) -> bool {
+        self.errno.0 == libc::EBUSY
+    }
+
+    /// Whether the SPDK that runs is not the one that this is built for.
+    pub fn is_misfit(&self) -> bool {
+        self.errno.0 == libc::ENOTSUP
+    }
 }
 
 impl fmt::Display for Error {

@@ -13,14 +13,17 @@ use std::ffi::CStr;
 
 use spdk_sys as sys;
 
+use crate::backing::ZeroesDev;
 use crate::blob::{Blobstore, OpenBlob};
+use crate::channel::Channel;
 use crate::detach::detach;
 use crate::error::{Error, Result, check};
-use crate::lineage::ZeroesDev;
-use crate::metadata::root_is_written;
+use crate::grace::{callers_of_reads, is_copied};
+use crate::memory_dev::BLOCK_LEN;
+use crate::page::MdPage;
 use crate::scratch::{CLUSTER_LEN, Scratch};
 use crate::steps::Steps;
-use crate::task::{Callback, status_callback};
+use crate::task::{Callback, status, status_callback};
 
 /// Proves that the layouts fit the SPDK that runs. Gives its zeroes device, which is found on the
 /// way. The current thread must be an SPDK thread.
@@ -40,7 +43,9 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     // SAFETY: as above; a lvol's id is the one that its blob says.
     let blob = bs.open(unsafe { sys::spdk_blob_get_id(blob) }).await?;
     check_blob(bs, &blob)?;
-    check_pages(bs, &blob).await?;
+    check_channel(bs, scratch)?;
+    check_page(bs, &blob).await?;
+    write_block(bs, &blob).await?;
     // SAFETY: it is thin, and was made without a parent.
     let zeroes = unsafe { ZeroesDev::behind(&blob) };
     let Some(zeroes) = zeroes else { return misfit("spdk_blob.back_bs_dev") };
@@ -51,6 +56,8 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     let snapshot = bs.open(unsafe { sys::spdk_blob_get_id(snapshot) }).await?;
     check_clone(bs, &blob, &snapshot, zeroes)?;
     check_lock(bs, &blob).await?;
+    check_read(bs, &blob).await?;
+    check_copy(bs, &blob).await?;
 
     detach(bs, blob.id(), None, zeroes, &mut Steps::start()).await?;
     check_detached(scratch, bs, &blob, &snapshot, zeroes)
@@ -91,12 +98,16 @@ fn check_stores(scratch: &Scratch) -> Result<Blobstore> {
         fits((*lvs).bs_dev == scratch.dev(), "spdk_lvol_store.bs_dev")?;
         fits(is_empty_tailq!((*lvs).lvols), "spdk_lvol_store.lvols")?;
         fits(is_empty_tailq!((*lvs).pending_lvols), "spdk_lvol_store.pending_lvols")?;
+        fits(is_empty_tailq!((*lvs).retry_open_lvols), "spdk_lvol_store.retry_open_lvols")?;
         let name = CStr::from_ptr((&raw const (*lvs).name).cast());
         fits(name.to_bytes() == scratch.name().as_bytes(), "spdk_lvol_store.name")?;
 
         let bs = (*lvs).blobstore;
         // The super block is the first page, and the masks of used pages follow.
         fits((1..64).contains(&(*bs).md_start), "spdk_blob_store.md_start")?;
+        fits((1..4096).contains(&(*bs).md_len), "spdk_blob_store.md_len")?;
+        let max_channel_ops = (*bs).max_channel_ops;
+        fits((1..=65536).contains(&max_channel_ops), "spdk_blob_store.max_channel_ops")?;
         fits((*bs).md_thread == sys::spdk_get_thread(), "spdk_blob_store.md_thread")?;
         fits((*bs).dev == scratch.dev(), "spdk_blob_store.dev")?;
         // These two stand behind `used_md_pages`, `open_blobids` and `used_lock`.
@@ -148,18 +159,102 @@ fn check_blob(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
         fits(is_empty_tailq!((*raw).xattrs_internal), "spdk_blob.xattrs_internal")?;
         fits(!(*raw).locked_operation_in_progress, "spdk_blob.locked_operation_in_progress")?;
         fits((*raw).use_extent_table, "spdk_blob.use_extent_table")?;
+        fits(is_empty_tailq!((*raw).pending_persists), "spdk_blob.pending_persists")?;
         fits(is_empty_tailq!((*raw).persists_to_complete), "spdk_blob.persists_to_complete")
     }
 }
 
-/// What the blobstore keeps of its pages and open blobs, and the blob's page on the device.
-async fn check_pages(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
+/// What walks through the channels look at: this thread's channel, whose request sets are all free.
+fn check_channel(bs: Blobstore, scratch: &Scratch) -> Result<()> {
+    // SAFETY: the blobstore is loaded, and this is its thread, which has a channel of it; each pointer is
+    // followed only after its neighbours have been found right.
+    unsafe {
+        let io_channel = sys::spdk_bs_alloc_io_channel(bs.as_ptr());
+        fits(!io_channel.is_null(), "the channel of a blobstore in memory")?;
+        sys::spdk_bs_free_io_channel(io_channel);
+        fits((*bs.as_ptr()).md_channel == io_channel, "spdk_blob_store.md_channel")?;
+        let channel = Channel::new(io_channel).as_ptr();
+        fits((*channel).bs == bs.as_ptr(), "spdk_bs_channel.bs")?;
+        fits((*channel).dev == scratch.dev(), "spdk_bs_channel.dev")?;
+        let dev_channel = sys::spdk_get_io_channel(scratch.dev().cast());
+        fits(!dev_channel.is_null(), "the channel of a device in memory")?;
+        sys::spdk_put_io_channel(dev_channel);
+        fits((*channel).dev_channel == dev_channel, "spdk_bs_channel.dev_channel")?;
+        fits(is_empty_tailq!((*channel).need_cluster_alloc), "spdk_bs_channel.need_cluster_alloc")?;
+        let sets = (*channel).req_mem;
+        let mut free = vec![false; (*bs.as_ptr()).max_channel_ops as usize];
+        let mut place = &raw mut (*channel).reqs.tqh_first;
+        while !(*place).is_null() {
+            let set = *place;
+            let offset = (set as usize).wrapping_sub(sets as usize);
+            let len = size_of::<sys::spdk_bs_request_set>();
+            let is_new = offset.is_multiple_of(len)
+                && free.get_mut(offset / len).is_some_and(|free| !std::mem::replace(free, true));
+            fits(is_new && (*set).link.tqe_prev == place, "spdk_bs_request_set.link")?;
+            place = &raw mut (*set).link.tqe_next;
+        }
+        fits(free.into_iter().all(|free| free), "spdk_bs_channel.reqs")
+    }
+}
+
+/// What the blobstore keeps of its open blobs, and the blob's page on the device, which is the only one.
+async fn check_page(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
     fits(bs.has_open(blob.id()), "spdk_blob_store.open_blobids")?;
-    // SAFETY: the blobstore is loaded. The lower half of a blob's id is its first page.
-    let is_used =
-        unsafe { sys::spdk_bit_array_get((*bs.as_ptr()).used_md_pages, blob.id() as u32) };
-    fits(is_used, "spdk_blob_store.used_md_pages")?;
-    fits(root_is_written(blob).await.is_ok(), "spdk_blob_md_page")
+    let Ok(root) = MdPage::read_root(blob).await else { return misfit("spdk_blob_md_page") };
+    fits(matches!(root.read_next(blob, 1).await, Ok(None)), "spdk_blob_md_page.next")?;
+    fits(root.find_parent().is_none(), "spdk_blob_md_page.descriptors")
+}
+
+/// Gives the blob its first cluster.
+async fn write_block(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
+    let mut block = [1u8; BLOCK_LEN];
+    let payload = (&raw mut block).cast();
+    // SAFETY: the blob is open, and the channel its blobstore's; the block is there until the write is
+    // done.
+    let rc = status(|ctx| unsafe {
+        let channel = (*bs.as_ptr()).md_channel;
+        sys::spdk_blob_io_write(blob.as_ptr(), channel, payload, 0, 1, Some(status_callback), ctx);
+    })
+    .await;
+    check(rc, || "could not write to a blob in memory".to_owned())
+}
+
+/// A read through the snapshot, which is in flight until this thread's next round, as the device in
+/// memory completes nothing at once.
+async fn check_read(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
+    let mut block = [0u8; BLOCK_LEN];
+    let (payload, raw) = ((&raw mut block).cast(), blob.as_ptr());
+    let (callback, done) = Callback::<i32>::new();
+    let ctx = callback.into_ctx();
+    // SAFETY: as in `write_block`.
+    let callers = unsafe {
+        let channel = (*bs.as_ptr()).md_channel;
+        sys::spdk_blob_io_read(raw, channel, payload, 0, 1, Some(status_callback), ctx);
+        callers_of_reads(bs, Channel::new(channel))
+    };
+    let rc = done.await.unwrap_or_default();
+    check(rc, || "could not read a blob in memory".to_owned())?;
+    fits(callers == [ctx], "spdk_bs_request_set.cb_args")?;
+    // SAFETY: the channel is this thread's.
+    let callers = unsafe { callers_of_reads(bs, Channel::of_metadata(bs.as_ptr())) };
+    fits(callers.is_empty(), "spdk_bs_request_set.cpl")
+}
+
+/// A write that copies a cluster of the snapshot, likewise.
+async fn check_copy(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
+    let mut write = Box::pin(write_block(bs, blob));
+    let has_ended = std::future::poll_fn(|context| {
+        std::task::Poll::Ready(write.as_mut().poll(context).is_ready())
+    })
+    .await;
+    // SAFETY: the channel is this thread's.
+    let (is_copied, reads) = unsafe {
+        let channel = Channel::of_metadata(bs.as_ptr());
+        (is_copied(channel, blob), callers_of_reads(bs, channel).len())
+    };
+    fits(!has_ended && is_copied, "spdk_bs_request_set.u.user_op.blob")?;
+    fits(reads == 1, "the reads of a copy")?;
+    write.await
 }
 
 /// The flags of a thin lvol.

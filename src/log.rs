@@ -80,7 +80,7 @@ fn write_all(entries: &Receiver<Entry>) {
 /// Lets the current thread run on the cores without a reactor only. A thread starts on the core of the
 /// one that makes it, which is a reactor's. False if there is no such core. (Where the target's option
 /// `--lcores` gives a reactor another CPU than its number, a reactor's may be among them.)
-fn leave_reactors() -> bool {
+pub fn leave_reactors() -> bool {
     // SAFETY: the calls change the current thread, which is no reactor; the set belongs to the
     // caller, and is all zeroes or what the kernel says.
     unsafe {

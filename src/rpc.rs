@@ -7,11 +7,10 @@ use std::sync::OnceLock;
 
 use spdk_sys as sys;
 
+use crate::backing::ZeroesDev;
 use crate::detach::detach_lvol;
 use crate::error::Result;
-use crate::lineage::ZeroesDev;
-use crate::subsystem::begin_operation;
-use crate::task;
+use crate::{flush, task, version};
 
 const METHOD: &CStr = c"bdev_lvol_detach_parent";
 
@@ -35,8 +34,17 @@ pub unsafe fn register(zeroes: ZeroesDev) {
         ZEROES.get_or_init(|| zeroes);
         sys::spdk_rpc_register_method(METHOD.as_ptr(), Some(handle), sys::SPDK_RPC_RUNTIME);
     }
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!("{} is registered (version {version})", METHOD.to_string_lossy());
+    let flushing = if flush::is_off() {
+        format!("{}=off: no device is flushed", flush::SWITCH)
+    } else {
+        "devices are flushed".to_owned()
+    };
+    tracing::info!(
+        "{} is registered (version {}, built for SPDK {}; {flushing})",
+        METHOD.to_string_lossy(),
+        env!("CARGO_PKG_VERSION"),
+        version::built_for()
+    );
 }
 
 /// A request that has not been answered.
@@ -82,12 +90,7 @@ unsafe extern "C" fn handle(
     // SAFETY: RPCs are served by one SPDK thread; what the operation waits for calls back on the
     // thread that asked for it.
     unsafe {
-        task::spawn(async move {
-            match begin_operation().await {
-                Ok(_turn) => request.reply(detach_lvol(&name, zeroes).await),
-                Err(error) => request.reply(Err(error)),
-            }
-        });
+        task::spawn(async move { request.reply(detach_lvol(&name, zeroes).await) });
     }
 }
 

@@ -6,8 +6,11 @@
 use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::os::raw::{c_int, c_void};
-use std::ptr::NonNull;
-use std::task::Poll;
+use std::pin::pin;
+use std::process::abort;
+use std::ptr::{self, NonNull};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use async_task::Runnable;
 use spdk_sys as sys;
@@ -25,11 +28,10 @@ pub unsafe fn spawn(future: impl Future<Output = ()> + 'static) {
     let schedule = move |runnable: Runnable| {
         let ctx = runnable.into_raw().as_ptr().cast();
         // SAFETY: the thread is there as long as it has callbacks to make; `run` gets the task that
-        // was turned into a pointer, once. Without memory for a message it runs here, which is
-        // the same thread.
+        // was turned into a pointer, once. Wakers are called on this thread.
         unsafe {
             if sys::spdk_thread_send_msg(thread, Some(run), ctx) != 0 {
-                run(ctx);
+                Timer::start(NO_MESSAGE_PAUSE, move || run(ctx));
             }
         }
     };
@@ -83,8 +85,7 @@ impl<T> Callback<T> {
     }
 }
 
-/// A C callback that reports a status: `spdk_blob_op_complete`, `spdk_bs_op_complete`,
-/// `spdk_bdev_quiesce_cb`.
+/// A C callback that reports a status: `spdk_blob_op_complete`, `spdk_bs_op_complete`.
 ///
 /// # Safety
 ///
@@ -112,4 +113,86 @@ pub async fn next_round() {
         Poll::Pending
     })
     .await;
+}
+
+/// What a future is done with, if it is done at once.
+pub fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+/// How long a task rests when SPDK has no message left to wake it by.
+const NO_MESSAGE_PAUSE: Duration = Duration::from_millis(1);
+
+/// Runs a function once, later, on the current SPDK thread, by a poller of its own.
+struct Timer<F> {
+    poller: *mut sys::spdk_poller,
+    function: F,
+}
+
+impl<F: FnOnce() + 'static> Timer<F> {
+    /// # Safety
+    ///
+    /// The current thread is an SPDK thread.
+    unsafe fn start(pause: Duration, function: F) {
+        let timer = Box::into_raw(Box::new(Timer { poller: ptr::null_mut(), function }));
+        let us = pause.as_micros().try_into().unwrap_or(u64::MAX);
+        // SAFETY: the current thread is an SPDK thread, which runs pollers when it is polled next,
+        // and so not before `poller` is set.
+        unsafe {
+            let poller = sys::spdk_poller_register(Some(Self::expired), timer.cast(), us);
+            if poller.is_null() {
+                // Without a byte of memory Rust's own allocations end the process as well.
+                abort();
+            }
+            (*timer).poller = poller;
+        }
+    }
+
+    /// `spdk_poller_fn`
+    unsafe extern "C" fn expired(timer: *mut c_void) -> c_int {
+        // SAFETY: it is the box of `start`. The poller is unregistered here, so it runs once.
+        let Timer { function, .. } = unsafe {
+            let mut timer = Box::from_raw(timer.cast::<Timer<F>>());
+            sys::spdk_poller_unregister(&mut timer.poller);
+            *timer
+        };
+        function();
+        // `SPDK_POLLER_BUSY`
+        1
+    }
+}
+
+/// Pauses between two looks at something that nobody reports. Each is an eighth of what has been
+/// waited for, within bounds: a short wait is found over soon, a long one costs no CPU.
+#[derive(Debug)]
+pub struct Rests {
+    since: Instant,
+}
+
+impl Rests {
+    const SHORTEST: Duration = Duration::from_micros(20);
+    const LONGEST: Duration = Duration::from_millis(500);
+
+    /// Starts to wait.
+    pub fn start() -> Rests {
+        Rests { since: Instant::now() }
+    }
+
+    /// How long it has been waited.
+    pub fn waited(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Lets the current SPDK thread do other things for a while.
+    pub async fn rest(&self) {
+        let pause = (self.waited() / 8).clamp(Self::SHORTEST, Self::LONGEST);
+        let (sender, expired) = oneshot::channel();
+        // SAFETY: tasks run on an SPDK thread. An error means that nobody waits any more.
+        unsafe { Timer::start(pause, move || drop(sender.send(()))) };
+        // The sender is dropped only after it has sent.
+        let _ = expired.await;
+    }
 }

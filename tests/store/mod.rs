@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 use spdk_lvol_detach::blob::{BlobId, Blobstore, OpenBlob};
 use spdk_lvol_detach::detach::{Detached, detach};
 use spdk_lvol_detach::error::{Error, Result, check};
-use spdk_lvol_detach::lineage::ZeroesDev;
+use spdk_lvol_detach::backing::ZeroesDev;
 use spdk_lvol_detach::memory_dev::{self, Image, WriteHook};
 use spdk_lvol_detach::steps::Steps;
 use spdk_lvol_detach::task::{self, Callback, status, status_callback};

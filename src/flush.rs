@@ -1,0 +1,313 @@
+//! The volatile write cache of the device that a blobstore is on, which SPDK's blobstore never flushes.
+//!
+//! Whether there is one can't be found out: many bdevs say that they have none whatever is below
+//! (`spdk_bdev_has_write_cache`). So whatever can be flushed is, unless the operator says that no device
+//! has a cache, by the environment variable [`SWITCH`]. `docs/operations.md` has a table of the modules.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
+use std::os::raw::{c_int, c_void};
+use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+
+use spdk_sys as sys;
+
+use crate::blob::OpenBlob;
+use crate::channel::Channel;
+use crate::file_sync;
+use crate::task::{self, Callback, Rests, status, status_callback};
+
+/// `off`, when the target starts, for devices without a volatile cache: nothing is flushed.
+pub const SWITCH: &str = "LVOL_DETACH_FLUSH";
+
+/// Whether the operator has switched flushing off.
+pub fn is_off() -> bool {
+    static OFF: OnceLock<bool> = OnceLock::new();
+    *OFF.get_or_init(|| std::env::var_os(SWITCH).is_some_and(|value| value == "off"))
+}
+
+thread_local! {
+    /// Who waits for the next flush of a device. An entry means that a task is at it.
+    static WAITERS: RefCell<HashMap<*mut sys::spdk_bs_dev, Vec<oneshot::Sender<c_int>>>> =
+        RefCell::default();
+    /// The base bdevs of which the log says that they can't be flushed.
+    static UNFLUSHABLE: RefCell<HashSet<String>> = RefCell::default();
+}
+
+/// What the device has said was written, is written for good when this is done. One flush serves all
+/// that wait for one when it starts.
+pub async fn flush(blob: &OpenBlob) -> Result<(), c_int> {
+    if is_off() {
+        return Ok(());
+    }
+    // SAFETY: the blob, and so its blobstore, is in memory (`OpenBlob`).
+    let bs = unsafe { (*blob.as_ptr()).bs };
+    // SAFETY: as above, and this is the metadata thread.
+    let dev = Dev { dev: unsafe { (*bs).dev }, channel: unsafe { Channel::of_metadata(bs) } };
+    let (sender, receiver) = oneshot::channel();
+    let is_first = WAITERS.with_borrow_mut(|all| {
+        let waiters = all.get_mut(&dev.dev);
+        let is_first = waiters.is_none();
+        match waiters {
+            Some(waiters) => waiters.push(sender),
+            None => drop(all.insert(dev.dev, vec![sender])),
+        }
+        is_first
+    });
+    if is_first {
+        // SAFETY: tasks run on the metadata thread, where the device has its callbacks.
+        unsafe { task::spawn(serve(dev)) };
+    }
+    match receiver.await.unwrap_or(-libc::ECANCELED) {
+        0 => Ok(()),
+        rc => Err(rc.abs()),
+    }
+}
+
+/// The device is only looked at while somebody waits, who has a blob open.
+async fn serve(dev: Dev) {
+    loop {
+        // Those whose writes end in this round of the thread's come along.
+        task::next_round().await;
+        let waiters = WAITERS.with_borrow_mut(|all| {
+            let waiters = all.get_mut(&dev.dev).map(std::mem::take).unwrap_or_default();
+            if waiters.is_empty() {
+                all.remove(&dev.dev);
+            }
+            waiters
+        });
+        if waiters.is_empty() {
+            return;
+        }
+        let rc = dev.flush().await;
+        for waiter in waiters {
+            // Who waits never gives up.
+            let _ = waiter.send(rc);
+        }
+    }
+}
+
+/// A blobstore's device.
+///
+/// # Invariants
+///
+/// `dev` and its channel are there while somebody in [`WAITERS`] waits for `dev`.
+struct Dev {
+    dev: *mut sys::spdk_bs_dev,
+    channel: Channel,
+}
+
+/// `struct blob_bdev`, module/blob/bdev/blob_bdev.c: it has the only descriptor that may flush the bdev.
+/// No header has it; it is the same from 24.01 to 26.05, and looked at before it is used.
+#[repr(C)]
+struct BlobBdev {
+    dev: sys::spdk_bs_dev,
+    bdev: *mut sys::spdk_bdev,
+    desc: *mut sys::spdk_bdev_desc,
+}
+
+impl Dev {
+    async fn flush(&self) -> c_int {
+        // SAFETY: the device is there (invariant).
+        let (flush, get_base_bdev) = unsafe { ((*self.dev).flush, (*self.dev).get_base_bdev) };
+        if let Some(flush) = flush {
+            // SAFETY: as above.
+            return unsafe { self.flush_by(flush) }.await;
+        }
+        let Some(get_base_bdev) = get_base_bdev else { return 0 };
+        // SAFETY: as above. A bdev that is not what the device says it is on is not touched.
+        let (bdev, desc) = unsafe {
+            let bdev = get_base_bdev(self.dev);
+            let blob_bdev = self.dev.cast::<BlobBdev>();
+            if bdev.is_null() || (*blob_bdev).bdev != bdev || (*blob_bdev).desc.is_null() {
+                return -libc::ENOTSUP;
+            }
+            (bdev, (*blob_bdev).desc)
+        };
+        let bdev = BaseBdev { bdev, desc, channel: self.channel.dev_channel() };
+        bdev.flush().await
+    }
+
+    /// # Safety
+    ///
+    /// `flush` is the device's.
+    async unsafe fn flush_by(
+        &self,
+        flush: unsafe extern "C" fn(
+            *mut sys::spdk_bs_dev,
+            *mut sys::spdk_io_channel,
+            *mut sys::spdk_bs_dev_cb_args,
+        ),
+    ) -> c_int {
+        unsafe extern "C" fn done(_: *mut sys::spdk_io_channel, ctx: *mut c_void, rc: c_int) {
+            // SAFETY: the context is from `status`, and the device completes an I/O once.
+            unsafe { status_callback(ctx, rc) }
+        }
+        let channel = self.channel.dev_channel();
+        let mut args = sys::spdk_bs_dev_cb_args { cb_fn: Some(done), channel, ..Default::default() };
+        let args = &raw mut args;
+        // SAFETY: the arguments are there until the flush is done; the rest is what the caller says.
+        status(|ctx| unsafe {
+            (*args).cb_arg = ctx;
+            flush(self.dev, channel, args);
+        })
+        .await
+    }
+}
+
+/// The bdev below a blobstore.
+///
+/// # Invariants
+///
+/// `desc` is the blobstore's descriptor of `bdev`, and `channel` the current thread's; they stay while
+/// the value is used.
+struct BaseBdev {
+    bdev: *mut sys::spdk_bdev,
+    desc: *mut sys::spdk_bdev_desc,
+    channel: *mut sys::spdk_io_channel,
+}
+
+impl BaseBdev {
+    async fn flush(&self) -> c_int {
+        // SAFETY: the bdev is open (invariant), by a module with a name.
+        let module = unsafe { CStr::from_ptr(sys::spdk_bdev_get_module_name(self.bdev)) };
+        // `bdev_aio_flush` calls fsync on the reactor, which then serves nobody for milliseconds.
+        if module == c"aio"
+            && let Some(rc) = file_sync::sync(self.aio_filename()).await
+        {
+            return rc;
+        }
+        // Up to 25.05 `bdev_nvme` completes a flush without sending it, and later as well unless it is
+        // told otherwise (`bdev_nvme_set_options --enable-flush`).
+        if module == c"nvme" && self.supports(sys::SPDK_BDEV_IO_TYPE_NVME_IO) {
+            return self.flush_nvme().await;
+        }
+        if self.supports(sys::SPDK_BDEV_IO_TYPE_FLUSH) {
+            return self.flush_blocks().await;
+        }
+        self.say_unflushable();
+        0
+    }
+
+    fn supports(&self, io_type: sys::spdk_bdev_io_type) -> bool {
+        // SAFETY: the bdev is open (invariant).
+        unsafe { sys::spdk_bdev_io_type_supported(self.bdev, io_type) }
+    }
+
+    async fn flush_blocks(&self) -> c_int {
+        // SAFETY: the descriptor is open, and the channel of its bdev (invariant).
+        self.submit(|ctx| unsafe {
+            let blocks = sys::spdk_bdev_get_num_blocks(self.bdev);
+            sys::spdk_bdev_flush_blocks(self.desc, self.channel, 0, blocks, Some(io_done), ctx)
+        })
+        .await
+    }
+
+    /// The module fills in the namespace (`bdev_nvme_io_passthru`). A drive without a cache does
+    /// nothing.
+    async fn flush_nvme(&self) -> c_int {
+        // `SPDK_NVME_OPC_FLUSH` is 0, and so is all else.
+        let command = sys::spdk_nvme_cmd::default();
+        let command = &raw const command;
+        // SAFETY: as above; the command is copied (`spdk_bdev_nvme_io_passthru`).
+        self.submit(|ctx| unsafe {
+            let (desc, channel, buffer) = (self.desc, self.channel, ptr::null_mut());
+            sys::spdk_bdev_nvme_io_passthru(desc, channel, command, buffer, 0, Some(io_done), ctx)
+        })
+        .await
+    }
+
+    /// `start` calls back only if it returns 0.
+    async fn submit(&self, start: impl Fn(*mut c_void) -> c_int) -> c_int {
+        let rests = Rests::start();
+        loop {
+            let (callback, done) = Callback::<c_int>::new();
+            let ctx = callback.into_ctx();
+            let rc = start(ctx);
+            if rc == 0 {
+                return done.await.unwrap_or(-libc::ECANCELED);
+            }
+            // SAFETY: it did not call back, and so the context is ours again.
+            unsafe { Callback::complete(ctx, rc) };
+            if rc != -libc::ENOMEM {
+                return rc;
+            }
+            rests.rest().await;
+        }
+    }
+
+    /// The name of the file that an AIO bdev is on, as `bdev_get_bdevs` shows it.
+    fn aio_filename(&self) -> Option<String> {
+        let mut text = Vec::new();
+        // SAFETY: the bdev is open (invariant). What is written goes to `text` before the call that
+        // ends the writing returns.
+        unsafe {
+            let write = sys::spdk_json_write_begin(Some(append), (&raw mut text).cast(), 0);
+            sys::spdk_json_write_object_begin(write);
+            let rc = sys::spdk_bdev_dump_info_json(self.bdev, write);
+            sys::spdk_json_write_object_end(write);
+            if sys::spdk_json_write_end(write) != 0 || rc != 0 {
+                return None;
+            }
+        }
+        filename_in(&mut text)
+    }
+
+    fn say_unflushable(&self) {
+        // SAFETY: the bdev is open (invariant), and has a name.
+        let name = unsafe { CStr::from_ptr(sys::spdk_bdev_get_name(self.bdev)) };
+        let name = name.to_string_lossy().into_owned();
+        if UNFLUSHABLE.with_borrow_mut(|said| said.insert(name.clone())) {
+            tracing::warn!(
+                "the bdev {name} can't be flushed: if its device has a volatile write cache, a detach \
+                 may be undone by a power cut, and what is written later may survive without it"
+            );
+        }
+    }
+}
+
+/// `spdk_bdev_io_completion_cb`
+unsafe extern "C" fn io_done(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mut c_void) {
+    // SAFETY: the bdev layer gives the I/O and the context, once.
+    unsafe {
+        sys::spdk_bdev_free_io(io);
+        Callback::complete(ctx, if success { 0 } else { -libc::EIO });
+    }
+}
+
+/// `spdk_json_write_cb`
+unsafe extern "C" fn append(text: *mut c_void, data: *const c_void, size: usize) -> c_int {
+    // SAFETY: the context is the `Vec` of the caller, and the data is as long as that.
+    unsafe {
+        (*text.cast::<Vec<u8>>()).extend_from_slice(std::slice::from_raw_parts(data.cast(), size));
+    }
+    0
+}
+
+/// `{"aio": {"filename": ...}}`
+fn filename_in(json: &mut [u8]) -> Option<String> {
+    let mut values = [const { sys::spdk_json_val { start: ptr::null_mut(), len: 0, type_: 0 } }; 64];
+    let any = sys::SPDK_JSON_VAL_OBJECT_BEGIN;
+    // SAFETY: the values point into the text, which stays as long; there is room for as many as is
+    // said, and those that were found end the search. The copy of the string comes from malloc.
+    unsafe {
+        let (start, len) = (json.as_mut_ptr().cast(), json.len());
+        let (count, flags) = (values.len(), sys::SPDK_JSON_PARSE_FLAG_DECODE_IN_PLACE);
+        let found =
+            sys::spdk_json_parse(start, len, values.as_mut_ptr(), count, ptr::null_mut(), flags);
+        if found <= 0 || found as usize > count {
+            return None;
+        }
+        let (mut aio, mut name, key) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        if sys::spdk_json_find(values.as_mut_ptr(), c"aio".as_ptr(), key, &mut aio, any) != 0
+            || sys::spdk_json_find_string(aio, c"filename".as_ptr(), key, &mut name) != 0
+        {
+            return None;
+        }
+        let copy = NonNull::new(sys::spdk_json_strdup(name))?;
+        let text = CStr::from_ptr(copy.as_ptr()).to_str().ok().map(str::to_owned);
+        libc::free(copy.as_ptr().cast());
+        text
+    }
+}
