@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
 use crate::error::{Error, Result};
-use crate::lineage::{self, Clones, Reader};
+use crate::lineage::{self, Reader};
 use crate::lvol::Lvol;
 use crate::task::Rests;
 
@@ -70,9 +70,13 @@ impl Family {
     }
 
     /// The root and its readers.
-    pub fn members(&self) -> impl Iterator<Item = (String, &Member)> {
-        let all = std::iter::once(&self.root).chain(&self.readers);
-        all.map(|member| (name_of(&self.root, &member.blob), member))
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        std::iter::once(&self.root).chain(&self.readers)
+    }
+
+    /// What to call one of them in a message.
+    pub fn name_of(&self, member: &Member) -> String {
+        name_of(&self.root, &member.blob)
     }
 
     /// Lets go of all but the parent.
@@ -101,13 +105,13 @@ impl Survey<'_> {
     fn find_and_lock(&self) -> Result<(Member, Vec<Member>, Vec<Lock>)> {
         self.check_unlocked(&self.root.blob)?;
         let parent = self.find_parent()?;
-        let (listed, clones) = lineage::readers(self.bs, &self.root.blob);
+        let listed = lineage::readers(self.bs, &self.root.blob);
         let mut readers = Vec::with_capacity(listed.len());
         for reader in listed {
             readers.extend(self.find_reader(reader)?);
         }
-        for member in std::iter::once(self.root).chain(&readers) {
-            self.check_readers(&member.blob, &clones)?;
+        if self.root.lvol.is_some() {
+            self.check_references(&readers)?;
         }
         let blobs = std::iter::once(self.root).chain(&readers).map(|member| &member.blob);
         let locks: Option<Vec<Lock>> = blobs.map(OpenBlob::lock).collect();
@@ -132,8 +136,7 @@ impl Survey<'_> {
             )));
         };
         let parent = self.name(&blob);
-        let clones = Clones::of(self.bs, id);
-        if !clones.contain(self.root.blob.id()) {
+        if !lineage::is_listed(self.bs, id, self.root.blob.id()) {
             return Err(inconsistent(format!(
                 "{name} reads through {parent}, but is not listed as a clone of it, as after a snapshot \
                  of {name} or a deletion of its parent failed half-way"
@@ -141,26 +144,27 @@ impl Survey<'_> {
         }
         let parent = self.member(blob)?;
         if parent.lvol.is_some() {
-            self.check_device(&parent.blob, &clones)?;
+            self.check_device(&parent.blob)?;
         }
         Ok(parent)
     }
 
     /// Whether the root's `back_bs_dev` is there. It has one of the references on the parent.
-    fn check_device(&self, parent: &OpenBlob, clones: &Clones) -> Result<()> {
-        let references = parent.foreign_references();
-        if references == LVOL_REFERENCE + clones.count_open(self.bs) {
+    fn check_device(&self, parent: &OpenBlob) -> Result<()> {
+        let references = parent.foreign_references() as usize;
+        // Mostly all clones are open.
+        if references == LVOL_REFERENCE + lineage::count_listed(self.bs, parent.id()) {
             return Ok(());
         }
-        let readers = lineage::open_readers(self.bs, parent.id());
-        let needed = LVOL_REFERENCE + u32::try_from(readers.len()).unwrap_or(u32::MAX);
+        let needed = LVOL_REFERENCE + lineage::open_readers(self.bs, parent.id()).len();
         // An operation of SPDK's on the parent, which may go on, has it open as well.
-        let bearable = needed + u32::from(parent.is_locked());
+        let bearable = needed + usize::from(parent.is_locked());
         if references < needed {
-            let (name, parent) = (self.name(&self.root.blob), self.name(parent));
+            let name = self.name(&self.root.blob);
             return Err(inconsistent(format!(
-                "{parent}, the parent of {name}, has fewer references than open clones: a device that \
-                 one of them reads through is gone, as after a snapshot of it failed half-way"
+                "what {name} reads through {} by may be gone, as after a snapshot of {name} failed \
+                 half-way: there are fewer references than readers",
+                self.name(parent)
             )));
         }
         if references > bearable { Err(self.busy(parent)) } else { Ok(()) }
@@ -190,32 +194,46 @@ impl Survey<'_> {
         self.member(blob).map(Some)
     }
 
-    /// Whether those that read through this one are those that are listed.
-    fn check_readers(&self, blob: &OpenBlob, clones: &HashMap<BlobId, Clones>) -> Result<()> {
-        let Some(clones) = clones.get(&blob.id()).filter(|_| self.root.lvol.is_some()) else {
-            return Ok(());
-        };
-        let (references, open) = (blob.foreign_references(), clones.count_open(self.bs));
-        if references == LVOL_REFERENCE + open {
-            return Ok(());
+    /// Whether those that read through the root, or through its readers, are those that are listed.
+    fn check_references(&self, readers: &[Member]) -> Result<()> {
+        let mut open_clones: HashMap<BlobId, usize> = HashMap::new();
+        let parents = readers.iter().chain([self.root]).map(|member| member.blob.parent());
+        for parent in parents {
+            if let Parent::Snapshot(id) = parent {
+                *open_clones.entry(id).or_default() += 1;
+            }
         }
+        for Member { blob, .. } in readers.iter().chain([self.root]) {
+            let open = open_clones.get(&blob.id()).copied().unwrap_or_default();
+            if blob.foreign_references() as usize != LVOL_REFERENCE + open {
+                return Err(self.explain_references(blob, open));
+            }
+        }
+        Ok(())
+    }
+
+    fn explain_references(&self, blob: &OpenBlob, open: usize) -> Error {
+        let references = blob.foreign_references() as usize;
         let name = self.name(blob);
         let readers = lineage::open_readers(self.bs, blob.id());
-        if let Some(unlisted) = readers.iter().find(|reader| !clones.contain(reader.id())) {
-            self.check_unlocked(unlisted)?;
+        let is_unlisted = |reader: &&OpenBlob| !lineage::is_listed(self.bs, blob.id(), reader.id());
+        if let Some(unlisted) = readers.iter().find(is_unlisted) {
+            if unlisted.is_locked() {
+                return self.busy(unlisted);
+            }
             let unlisted = self.name(unlisted);
-            return Err(inconsistent(format!(
+            return inconsistent(format!(
                 "{unlisted} reads through {name}, but is not listed as a clone of it, as after a \
                  snapshot of {unlisted} failed half-way"
-            )));
+            ));
         }
         if references < LVOL_REFERENCE + open {
-            return Err(inconsistent(format!(
-                "{name} has fewer references than open clones: a device that one of them reads through \
-                 is gone, as after a snapshot of it failed half-way"
-            )));
+            return inconsistent(format!(
+                "what a clone of {name} reads through it by may be gone, as after a snapshot of the \
+                 clone failed half-way: there are fewer references than readers"
+            ));
         }
-        Err(self.busy(blob))
+        self.busy(blob)
     }
 
     /// A blob of the family with its lvol, which it must have where there are lvols.
@@ -260,7 +278,7 @@ impl Survey<'_> {
 }
 
 /// An lvol has its blob open once (`spdk_lvol_open`).
-const LVOL_REFERENCE: u32 = 1;
+const LVOL_REFERENCE: usize = 1;
 
 fn busy(what: String) -> Error {
     Error::new(libc::EBUSY, what)

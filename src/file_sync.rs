@@ -71,8 +71,8 @@ fn sync_open_file(filename: &Path) -> Option<c_int> {
             .is_ok_and(|file| (file.dev(), file.ino()) == (wanted.dev(), wanted.ino()))
     };
     let open = fs::read_dir("/proc/self/fd").ok()?;
-    let fds = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
-    let fd = fds.filter(is_it).next()?;
+    let mut fds = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    let fd = fds.find(is_it)?;
     // SAFETY: the bdev has it open as long as its blobstore is loaded, which whoever waits for the flush
     // sees to.
     let file = File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()?);

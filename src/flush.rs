@@ -145,7 +145,8 @@ impl Dev {
             unsafe { status_callback(ctx, rc) }
         }
         let channel = self.channel.dev_channel();
-        let mut args = sys::spdk_bs_dev_cb_args { cb_fn: Some(done), channel, ..Default::default() };
+        let mut args =
+            sys::spdk_bs_dev_cb_args { cb_fn: Some(done), channel, ..Default::default() };
         let args = &raw mut args;
         // SAFETY: the arguments are there until the flush is done; the rest is what the caller says.
         status(|ctx| unsafe {
@@ -287,7 +288,8 @@ unsafe extern "C" fn append(text: *mut c_void, data: *const c_void, size: usize)
 
 /// `{"aio": {"filename": ...}}`
 fn filename_in(json: &mut [u8]) -> Option<String> {
-    let mut values = [const { sys::spdk_json_val { start: ptr::null_mut(), len: 0, type_: 0 } }; 64];
+    let mut values =
+        [const { sys::spdk_json_val { start: ptr::null_mut(), len: 0, type_: 0 } }; 64];
     let any = sys::SPDK_JSON_VAL_OBJECT_BEGIN;
     // SAFETY: the values point into the text, which stays as long; there is room for as many as is
     // said, and those that were found end the search. The copy of the string comes from malloc.

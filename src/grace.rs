@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::os::raw::{c_int, c_void};
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::time::Duration;
 
 use spdk_sys as sys;
@@ -17,6 +17,7 @@ use spdk_sys as sys;
 use crate::blob::{Blobstore, OpenBlob};
 use crate::channel::Channel;
 use crate::family::Family;
+use crate::lvol::Lvol;
 use crate::task::{Callback, Rests};
 use crate::turns;
 
@@ -37,10 +38,12 @@ pub struct Awaited {
 
 /// A grace period. Gives the copy-on-writes of the family's blobs that began before and go on.
 pub async fn copies_in_flight(bs: Blobstore, family: &Family) -> Awaited {
-    let names: HashMap<*mut sys::spdk_blob, String> =
-        family.members().map(|(name, member)| (member.blob.as_ptr(), name)).collect();
+    let whose = |blob: *mut c_void| {
+        let member = family.members().find(|member| member.blob.as_ptr().cast() == blob)?;
+        Some(family.name_of(member))
+    };
     let found = walk(bs, copies).await.into_iter();
-    let io = found.filter_map(|(io, blob)| Some((io, names.get(&blob.cast())?.clone()))).collect();
+    let io = found.filter_map(|(io, blob)| Some((io, whose(blob)?))).collect();
     Awaited { bs, look: copies, io }
 }
 
@@ -54,11 +57,14 @@ pub async fn reads_in_flight(bs: Blobstore, family: &Family) -> Awaited {
 
 /// Of I/O that came in flight by these callers, what came by the bdevs of the family's lvols. If that
 /// can't be told, all of it. An I/O that has ended meanwhile may be missing.
-async fn of_family(found: Vec<(InFlight, *mut c_void)>, family: &Family) -> HashMap<InFlight, String> {
+async fn of_family(
+    found: Vec<(InFlight, *mut c_void)>,
+    family: &Family,
+) -> HashMap<InFlight, String> {
     // All of them start before the first is waited for.
     let searches: Vec<_> = family
         .members()
-        .map(|(name, member)| (name, member.lvol.as_ref().map(|lvol| lvol.io_in_flight())))
+        .map(|member| (family.name_of(member), member.lvol.as_ref().map(Lvol::io_in_flight)))
         .collect();
     let mut callers = HashMap::new();
     let mut all = None;
@@ -207,18 +213,11 @@ unsafe fn copies(channel: Channel, _: usize, found: &mut dyn FnMut(InFlight, *mu
 /// # Safety
 ///
 /// The channel is the current thread's, and has so many sets.
-unsafe fn reads(
-    channel: Channel,
-    num_sets: usize,
-    found: &mut dyn FnMut(InFlight, *mut c_void),
-) {
+unsafe fn reads(channel: Channel, num_sets: usize, found: &mut dyn FnMut(InFlight, *mut c_void)) {
     const LEN: usize = size_of::<sys::spdk_bs_request_set>();
     // SAFETY: the channel has an array of so many sets, each of which is all zeroes or has been used.
     // A pointer in it is only compared.
-    let (sets, free) = unsafe {
-        let channel = channel.as_ptr();
-        (std::slice::from_raw_parts((*channel).req_mem, num_sets), &(*channel).reqs)
-    };
+    let sets = unsafe { std::slice::from_raw_parts((*channel.as_ptr()).req_mem, num_sets) };
     // SAFETY: all members of the union have a function and a pointer first.
     let caller = |set: &sys::spdk_bs_request_set| unsafe { set.cpl.u.blob_basic.cb_arg };
     let set_of = |caller: *mut c_void| {
@@ -226,22 +225,11 @@ unsafe fn reads(
         let (index, part) = (offset / LEN, offset % LEN);
         sets.get(index).filter(|_| part == offset_of!(sys::spdk_bs_request_set, cb_args))
     };
-    let mut free_sets: Option<Vec<*const sys::spdk_bs_request_set>> = None;
     for set in sets {
         let Some(mut outer) = set_of(caller(set)) else { continue };
         // Few get here, and most of them are free, with a caller of before.
-        let free_sets = free_sets.get_or_insert_with(|| {
-            let next = |set: &NonNull<sys::spdk_bs_request_set>| {
-                // SAFETY: the set is in the list of those that are free.
-                NonNull::new(unsafe { (*set.as_ptr()).link.tqe_next })
-            };
-            let mut all: Vec<_> = std::iter::successors(NonNull::new(free.tqh_first), next)
-                .map(|set| set.as_ptr().cast_const())
-                .collect();
-            all.sort_unstable();
-            all
-        });
-        if free_sets.binary_search(&ptr::from_ref(set)).is_ok() {
+        // SAFETY: the set is one of this channel's.
+        if unsafe { is_free(channel, set) } {
             continue;
         }
         // Each set on the way is in use, by the one before.
@@ -252,6 +240,27 @@ unsafe fn reads(
             }
         }
         found((ptr::from_ref(set).cast_mut(), caller(set)), caller(outer));
+    }
+}
+
+/// Whether a request set is in use. One that is free is in the list of those, where the one before
+/// points to it. One that is in use was taken from the head of that list, and has the link of then:
+/// the head points to another now (`bs_sequence_start`, `bs_batch_open`, lib/blob/request.c). One of a
+/// user's operation that waits has its link in another list.
+///
+/// # Safety
+///
+/// The channel is the current thread's, and the set one of its.
+unsafe fn is_free(channel: Channel, set: &sys::spdk_bs_request_set) -> bool {
+    // SAFETY: only the channel's thread, which this is, changes the lists. Between two of its events the
+    // link of each set points to one of them, or to another set.
+    unsafe {
+        let before = set.link.tqe_prev;
+        let mut queued = (*channel.as_ptr()).queued_io.tqh_first;
+        while !queued.is_null() && !ptr::eq(queued, set) {
+            queued = (*queued).link.tqe_next;
+        }
+        !before.is_null() && ptr::eq(*before, set) && queued.is_null()
     }
 }
 

@@ -59,25 +59,15 @@ impl Entry {
     }
 }
 
-/// The ids of a snapshot's clones, as SPDK lists them.
-#[derive(Debug, Default)]
-pub struct Clones(Vec<BlobId>);
+/// Whether SPDK lists `clone` as a clone of `snapshot`.
+pub fn is_listed(bs: Blobstore, snapshot: BlobId, clone: BlobId) -> bool {
+    Entry::find(bs, snapshot).is_some_and(|entry| entry.clone_ids().any(|id| id == clone))
+}
 
-impl Clones {
-    /// Of one snapshot: a walk through the store's list of snapshots.
-    pub fn of(bs: Blobstore, id: BlobId) -> Clones {
-        Clones(Entry::find(bs, id).map(|entry| entry.clone_ids().collect()).unwrap_or_default())
-    }
-
-    /// Whether this blob is one of them.
-    pub fn contain(&self, id: BlobId) -> bool {
-        self.0.contains(&id)
-    }
-
-    /// How many of them are open, and so have a reference on the snapshot.
-    pub fn count_open(&self, bs: Blobstore) -> u32 {
-        self.0.iter().filter(|&&id| bs.has_open(id)).count().try_into().unwrap_or(u32::MAX)
-    }
+/// How many clones SPDK lists of a snapshot, open or not.
+pub fn count_listed(bs: Blobstore, snapshot: BlobId) -> usize {
+    // SAFETY: the entry is in the list (invariant of `Entry`).
+    Entry::find(bs, snapshot).map(|entry| unsafe { (*entry.0).clone_count }).unwrap_or_default()
 }
 
 /// A blob that reads through another, as SPDK lists it.
@@ -90,33 +80,28 @@ pub struct Reader {
 }
 
 /// The blobs that read through `root`, as SPDK lists them: its clones, theirs, and so on, each once.
-/// With them, for `root` and each of them, its clones.
 ///
 /// `bdev_lvol_set_parent` (24.05 and later) makes a cycle of a blob and its own clone: `root` may be
 /// among the clones of those that read through it.
-pub fn readers(bs: Blobstore, root: &OpenBlob) -> (Vec<Reader>, HashMap<BlobId, Clones>) {
+pub fn readers(bs: Blobstore, root: &OpenBlob) -> Vec<Reader> {
     // Only a read-only blob can have clones (`bs_clone_origblob_open_cpl`): a writable one needs
     // no walk through all of the store's snapshots.
     if !root.is_read_only() {
-        return (Vec::new(), HashMap::from([(root.id(), Clones::default())]));
+        return Vec::new();
     }
     let entries: HashMap<BlobId, Entry> = Entry::all(bs).map(|entry| (entry.id(), entry)).collect();
     let mut seen = HashSet::from([root.id()]);
-    let mut clones = HashMap::new();
-    let mut readers: Vec<Reader> = Vec::new();
+    let mut readers = Vec::new();
     let mut next = Some(root.id());
     let mut done = 0;
     while let Some(parent) = next {
-        let ids: Vec<_> =
-            entries.get(&parent).map(|entry| entry.clone_ids().collect()).unwrap_or_default();
-        readers.extend(
-            ids.iter().filter(|&&id| seen.insert(id)).map(|&id| Reader { id, parent }),
-        );
-        clones.insert(parent, Clones(ids));
-        next = readers.get(done).map(|reader| reader.id);
+        let clones = entries.get(&parent).into_iter().flat_map(|entry| entry.clone_ids());
+        let new = clones.filter(|&id| seen.insert(id));
+        readers.extend(new.map(|id| Reader { id, parent }));
+        next = readers.get(done).map(|reader: &Reader| reader.id);
         done += 1;
     }
-    (readers, clones)
+    readers
 }
 
 /// Takes a clone off its snapshot's list, as `bs_blob_list_remove`.

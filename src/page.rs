@@ -83,7 +83,10 @@ impl MdPage {
         // SAFETY: the blob, and so its blobstore, is in memory (`OpenBlob`).
         let md_len = unsafe { (*(*blob.as_ptr()).bs).md_len };
         if next >= md_len || sequence_num >= md_len {
-            return Err(Unreadable::Wrong(format!("page {}: the next would be {next}", self.number)));
+            return Err(Unreadable::Wrong(format!(
+                "page {}: the next would be {next}",
+                self.number
+            )));
         }
         MdPage::read(blob, next, sequence_num, LEN).await.map(Some)
     }

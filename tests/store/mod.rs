@@ -16,10 +16,10 @@ use std::rc::Rc;
 use std::sync::{Once, OnceLock};
 use std::task::{Context, Poll, Waker};
 
+use spdk_lvol_detach::backing::ZeroesDev;
 use spdk_lvol_detach::blob::{BlobId, Blobstore, OpenBlob};
 use spdk_lvol_detach::detach::{Detached, detach};
 use spdk_lvol_detach::error::{Error, Result, check};
-use spdk_lvol_detach::backing::ZeroesDev;
 use spdk_lvol_detach::memory_dev::{self, Image, WriteHook};
 use spdk_lvol_detach::steps::Steps;
 use spdk_lvol_detach::task::{self, Callback, status, status_callback};
