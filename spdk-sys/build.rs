@@ -9,7 +9,7 @@ use std::process::exit;
 const FUNCTIONS: &[&str] = &[
     "spdk_(bs|blob|lvs|lvol)_.*",
     "spdk_bdev_(for_each_bdev_io|open_ext|get_by_name|close|desc_get_bdev|get_name|get_module_name|get_num_blocks)",
-    "spdk_bdev_(dump_info_json|flush_blocks|free_io|io_type_supported|nvme_io_passthru)",
+    "spdk_bdev_(dump_info_json|flush_blocks|free_io|io_get_nvme_status|io_type_supported|nvme_io_passthru)",
     "spdk_env_(opts_init|init|fini|get_first_core|get_next_core)",
     "spdk_dma_(zmalloc|free)",
     "spdk_json_(decode_object|decode_string)",

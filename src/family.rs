@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use spdk_sys as sys;
+
 use crate::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
 use crate::error::{Error, Result};
 use crate::lineage::{self, Reader};
@@ -154,7 +156,7 @@ impl Survey<'_> {
         let references = parent.foreign_references() as usize;
         // Mostly all clones are open.
         if references == LVOL_REFERENCE + lineage::count_listed(self.bs, parent.id()) {
-            return Ok(());
+            return self.check_device_is_on(parent);
         }
         let needed = LVOL_REFERENCE + lineage::open_readers(self.bs, parent.id()).len();
         // An operation of SPDK's on the parent, which may go on, has it open as well.
@@ -167,7 +169,24 @@ impl Survey<'_> {
                 self.name(parent)
             )));
         }
-        if references > bearable { Err(self.busy(parent)) } else { Ok(()) }
+        if references > bearable {
+            return Err(self.busy(parent));
+        }
+        self.check_device_is_on(parent)
+    }
+
+    /// To be asked when the device was found to be there.
+    fn check_device_is_on(&self, parent: &OpenBlob) -> Result<()> {
+        // SAFETY: the root is in memory (`OpenBlob`), and says that it reads through a snapshot. Its device
+        // is there, as the caller has found, and so is one of those.
+        let blob = unsafe {
+            (*(*self.root.blob.as_ptr()).back_bs_dev.cast::<sys::spdk_blob_bs_dev>()).blob
+        };
+        if blob == parent.as_ptr() {
+            return Ok(());
+        }
+        let (name, parent) = (self.name(&self.root.blob), self.name(parent));
+        Err(inconsistent(format!("{name} says that it reads through {parent}, but does not")))
     }
 
     /// `None` for one that doesn't read, and can't begin to.

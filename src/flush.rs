@@ -206,17 +206,36 @@ impl BaseBdev {
     }
 
     /// The module fills in the namespace (`bdev_nvme_io_passthru`). A drive without a cache does
-    /// nothing.
+    /// nothing; one that doesn't know the command has none that it could be told to flush.
     async fn flush_nvme(&self) -> c_int {
+        unsafe extern "C" fn done(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mut c_void) {
+            let (mut result, mut kind, mut code) = (0, 0, 0);
+            // SAFETY: the bdev layer gives the I/O, which is one to an NVMe drive, and the context, once.
+            unsafe {
+                sys::spdk_bdev_io_get_nvme_status(io, &mut result, &mut kind, &mut code);
+                sys::spdk_bdev_free_io(io);
+                let is_unknown = (kind, code) == (0, INVALID_OPCODE);
+                let rc = if is_unknown { -libc::ENOTSUP } else { -libc::EIO };
+                Callback::complete(ctx, if success { 0 } else { rc });
+            }
+        }
+        /// `SPDK_NVME_SC_INVALID_OPCODE`, of `SPDK_NVME_SCT_GENERIC`, which is 0.
+        const INVALID_OPCODE: c_int = 1;
         // `SPDK_NVME_OPC_FLUSH` is 0, and so is all else.
         let command = sys::spdk_nvme_cmd::default();
         let command = &raw const command;
         // SAFETY: as above; the command is copied (`spdk_bdev_nvme_io_passthru`).
-        self.submit(|ctx| unsafe {
+        let start = |ctx| unsafe {
             let (desc, channel, buffer) = (self.desc, self.channel, ptr::null_mut());
-            sys::spdk_bdev_nvme_io_passthru(desc, channel, command, buffer, 0, Some(io_done), ctx)
-        })
-        .await
+            sys::spdk_bdev_nvme_io_passthru(desc, channel, command, buffer, 0, Some(done), ctx)
+        };
+        match self.submit(start).await {
+            rc if rc == -libc::ENOTSUP => {
+                self.say_unflushable();
+                0
+            }
+            rc => rc,
+        }
     }
 
     /// `start` calls back only if it returns 0.
