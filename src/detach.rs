@@ -6,7 +6,7 @@ use crate::backing::{ZeroesDev, stop_copies, take_parent};
 use crate::blob::{BlobId, Blobstore};
 use crate::error::{Error, Result};
 use crate::family::Family;
-use crate::grace::{copies_in_flight, reads_in_flight};
+use crate::grace::{self, copies_in_flight, reads_in_flight};
 use crate::lvol::Lvol;
 use crate::metadata::{WriteError, erase_parent};
 use crate::steps::Steps;
@@ -91,6 +91,9 @@ pub async fn detach(
         // The target stops. What is in memory goes as it is, device and all.
         return Ok(Detached { lvol: name, parent: parent_name });
     }
+    // A read may have looked for its cluster before the last of those copies put it into the lvol's map,
+    // and not looked at the device yet. It would find zeroes, and the next read the copy.
+    grace::pass(bs).await;
     // SAFETY: as above. Every thread has seen that there is nothing to copy, and those copies that had
     // begun are done.
     let former = unsafe { take_parent(bs, blob, zeroes) };

@@ -1,6 +1,6 @@
 //! A target process of the test's own.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -62,6 +62,8 @@ pub struct Options {
     pub core_mask: String,
     /// Arguments that follow the usual ones.
     pub arguments: Vec<String>,
+    /// Variables beside those that the test has.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Default for Options {
@@ -69,7 +71,12 @@ impl Default for Options {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let cpus = allowed_cpus();
         let cpu = cpus[STARTED.fetch_add(1, Ordering::Relaxed) % cpus.len()];
-        Options { program: Program::Launcher, core_mask: format!("[{cpu}]"), arguments: Vec::new() }
+        Options {
+            program: Program::Launcher,
+            core_mask: format!("[{cpu}]"),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 }
 
@@ -159,6 +166,7 @@ impl Target {
             .arg("-r")
             .arg(self.rpc.socket())
             .args(&self.options.arguments)
+            .envs(self.options.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log);
