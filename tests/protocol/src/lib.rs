@@ -74,11 +74,11 @@
 //!
 //! # Releases
 //!
-//! 24.01 has no `is_range_valid`, and an unmap gives no cluster back. It looks for clusters beyond the
-//! parent's end by itself, so that this is left out for it. 24.09 gives one back whether the blob is
-//! locked or not; that changes nothing, as it does so only with the zeroes device behind it. 26.05 has a queue for the
-//! messages to the metadata thread: they take longer. Otherwise 24.09, 25.05, 26.01 and 26.05 have the
-//! same steps.
+//! 24.01 has no `is_range_valid`, and looks for clusters beyond the parent's end by itself: that case is
+//! left out for it. Nor does an unmap give a cluster back there. In 24.09 an unmap gives one back whether
+//! the blob is locked or not; only with the zeroes device behind it, though, so that the lock makes no
+//! difference here. In 26.05 messages to the metadata thread may wait in a queue: they take longer.
+//! Otherwise 24.09, 25.05, 26.01 and 26.05 have the same steps.
 
 pub mod cases;
 pub mod detach;

@@ -7,7 +7,8 @@ use std::time::Instant;
 use detach_protocol::cases;
 use detach_protocol::detach::{DETACH, Find, Step, Step::*};
 use detach_protocol::model::{
-    DETACH_ENDS, NO_IO_WAITS, NO_USE_AFTER_FREE, NOTHING_STALE, OWN_DATA, Protocol, ZEROES_STAY,
+    DETACH_ENDS, NO_GARBAGE, NO_IO_WAITS, NO_USE_AFTER_FREE, NOTHING_STALE, OWN_DATA, Protocol,
+    ZEROES_STAY,
 };
 use detach_protocol::state::{Case, Function};
 use detach_protocol::trace::trace;
@@ -145,7 +146,8 @@ fn the_swap_comes_after_the_copies() {
     let steps = moved(&[ClearParentId, SwapBackBsDev], FIRST);
     assert_broken("a swap before the copies are stopped", steps, OWN_DATA);
     let steps = moved(&[ClearParentId, SwapBackBsDev], COPIES);
-    assert_broken("a swap before the first grace period", steps, OWN_DATA);
+    assert_broken("a swap before the first grace period", steps.clone(), OWN_DATA);
+    assert_broken("a swap before the first grace period", steps, NO_GARBAGE);
 }
 
 #[test]
