@@ -1,6 +1,7 @@
 //! Compiles the C shim, and links the target with the extension inside, and the tests, with SPDK.
 //!
-//! The library that is preloaded links nothing of SPDK: it finds it in the target.
+//! The library that is preloaded links nothing of SPDK: it has stubs, behind which `c_shim/shim.c` puts
+//! what it finds in the target.
 
 use std::env;
 use std::fs;
@@ -16,8 +17,9 @@ fn main() {
     println!("cargo::rustc-link-search=native={}", out.display());
     // Nothing refers to the constructors, so the linker has to be told to keep them.
     println!("cargo::rustc-link-lib=static:+whole-archive=lvol_detach_shim");
-    // A function that a target lacks must not keep it from starting, if nobody calls it.
-    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,lazy");
+    println!("cargo::rustc-cdylib-link-arg={}", stubs(&out).display());
+    // What has no stub would keep every process but a target from starting.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
 
     compile(&root, &root.join("app/spdk_tgt/spdk_tgt.c"), "spdk_tgt_main");
     println!("cargo::rustc-link-arg-bin=spdk_tgt={}", out.join("libspdk_tgt_main.a").display());
@@ -72,9 +74,59 @@ fn compile(root: &Path, file: &Path, name: &str) {
         .include(root.join("include"))
         .include(env::var_os("DEP_SPDK_INCLUDE").unwrap_or_default())
         .flag("-std=gnu11")
+        .define("_GNU_SOURCE", None)
         .warnings(false)
         .cargo_metadata(false)
         .compile(name);
+}
+
+/// A library with a stub for each function that the bindings declare, and those that the shim calls.
+/// Each is in an object of its own, of which the linker takes those that are called.
+///
+/// A stub jumps to the address in its entry of the section `lvol_detach_needs`, and changes nothing
+/// else: it is the function, whatever its parameters. Nobody may compare its address, which isn't the
+/// function's own.
+fn stubs(out: &Path) -> PathBuf {
+    const SHIM: [&str; 3] =
+        ["spdk_add_subsystem", "spdk_add_subsystem_depend", "spdk_log_register_flag"];
+    let jump = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
+        Ok("x86_64") => "endbr64\n\tjmp *2f(%rip)",
+        Ok("aarch64") => "hint #34\n\tadrp x16, 2f\n\tldr x16, [x16, :lo12:2f]\n\tbr x16",
+        arch => fail(&format!("there are no stubs for the processor {}", arch.unwrap_or_default())),
+    };
+    let folder = out.join("stubs");
+    if let Err(error) = fs::create_dir_all(&folder) {
+        fail(&format!("could not make {}: {error}", folder.display()));
+    }
+    let bindings = env::var_os("DEP_SPDK_BINDINGS").unwrap_or_default();
+    let bindings = fs::read_to_string(&bindings).unwrap_or_else(|error| {
+        fail(&format!("could not read {}: {error}", Path::new(&bindings).display()))
+    });
+    let declared = bindings
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("pub fn spdk_")?.split_once('('))
+        .map(|(name, _)| format!("spdk_{name}"));
+    let mut names: Vec<_> = declared.chain(SHIM.map(str::to_owned)).collect();
+    names.sort();
+    names.dedup();
+    let mut build = cc::Build::new();
+    for name in names {
+        let file = folder.join(&name).with_extension("s");
+        let stub = format!(
+            "\t.text\n\t.globl {name}\n\t.hidden {name}\n\t.type {name}, %function\n\
+             {name}:\n\t{jump}\n\t.size {name}, . - {name}\n\
+             \t.section lvol_detach_needs, \"aw\", %progbits\n\t.balign 8\n\
+             \t.quad 1f\n2:\t.quad 0\n\
+             \t.section .rodata.str1.1, \"aMS\", %progbits, 1\n1:\t.asciz \"{name}\"\n\
+             \t.section .note.GNU-stack, \"\", %progbits\n"
+        );
+        if let Err(error) = fs::write(&file, stub) {
+            fail(&format!("could not write {}: {error}", file.display()));
+        }
+        build.file(file);
+    }
+    build.cargo_metadata(false).compile("lvol_detach_stubs");
+    out.join("liblvol_detach_stubs.a")
 }
 
 /// What the tree's own `spdk_tgt` is linked with if it is linked statically: every subsystem and

@@ -183,4 +183,6 @@ fn main() {
     if let Err(error) = bindings.write_to_file(&out) {
         fail(&format!("could not write {}: {error}", out.display()));
     }
+    // As DEP_SPDK_BINDINGS.
+    println!("cargo::metadata=bindings={}", out.display());
 }
