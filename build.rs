@@ -55,6 +55,7 @@ fn tell_tests(root: &Path) {
         ("spdk_marks_esnap_parent", BLOBSTORE, "EXTERNAL_SNAPSHOT;\n\tblob->parent_id ="),
     ] {
         println!("cargo::rustc-check-cfg=cfg({cfg})");
+        watch(&root.join(file));
         let source = fs::read_to_string(root.join(file)).unwrap_or_default();
         if source.contains(text) {
             println!("cargo::rustc-cfg={cfg}");
@@ -67,8 +68,17 @@ fn tell_tests(root: &Path) {
     }
 }
 
+/// Whatever is made from this file or folder is made again when it has changed. (What doesn't exist
+/// counts as changed, each time.)
+fn watch(path: &Path) {
+    if path.exists() {
+        println!("cargo::rerun-if-changed={}", path.display());
+    }
+}
+
 fn compile(root: &Path, file: &Path, name: &str) {
-    println!("cargo::rerun-if-changed={}", file.display());
+    watch(file);
+    watch(&root.join("include"));
     cc::Build::new()
         .file(file)
         .include(root.join("include"))
@@ -133,7 +143,8 @@ fn stubs(out: &Path) -> PathBuf {
 /// module that the tree was built with. Its Makefile is asked for the variables, as nobody else
 /// knows. (A dry run of the link would not do: SPDK's recipe runs even then.)
 fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
-    println!("cargo::rerun-if-changed={}", root.join("mk/config.mk").display());
+    watch(&root.join("mk"));
+    watch(&root.join("app/spdk_tgt/Makefile"));
     const SHOW: &str = "include Makefile\n\
         lvol_detach_link:\n\t@echo $(LDFLAGS) $(LIBS) $(ENV_LDFLAGS) $(SYS_LIBS)\n";
     let makefile = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("link.mk");
@@ -172,7 +183,23 @@ fn spdk_tgt_link_arguments(root: &Path) -> Vec<String> {
             String::from_utf8_lossy(&output.stderr)
         ));
     }
+    watch_libraries(&arguments);
     arguments
+}
+
+/// After a fix in one of SPDK's libraries the target is linked again.
+fn watch_libraries(arguments: &[String]) {
+    let folders = || arguments.iter().filter_map(|argument| argument.strip_prefix("-L"));
+    for argument in arguments {
+        match argument.strip_prefix("-l") {
+            Some(name) => folders().for_each(|folder| {
+                watch(&Path::new(folder).join(format!("lib{name}.a")));
+                watch(&Path::new(folder).join(format!("lib{name}.so")));
+            }),
+            None if argument.starts_with('/') => watch(Path::new(argument)),
+            None => {}
+        }
+    }
 }
 
 /// The sanitizer as a static library: rustc links without the compiler's default libraries, and puts

@@ -145,9 +145,6 @@ fn refuse_unknown(root: &Path) {
 fn main() {
     let root = spdk_root();
     refuse_unknown(&root);
-    println!("cargo::rerun-if-changed=wrapper.h");
-    println!("cargo::rerun-if-changed=compat.h");
-    println!("cargo::rerun-if-changed={}", root.join("lib/blob/blobstore.h").display());
     println!("cargo::rerun-if-changed={}", root.join("build/lib/pkgconfig/spdk_blob.pc").display());
     // Handed to build.rs of the crates that depend on this one, as DEP_SPDK_ROOT.
     println!("cargo::metadata=root={}", root.display());
@@ -156,6 +153,8 @@ fn main() {
 
     let mut builder = bindgen::Builder::default()
         .header("wrapper.h")
+        // Each header that is read, wherever it is, is one that the bindings depend on.
+        .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()))
         .clang_args(
             ["include", "lib/blob", "module/bdev/lvol"]
                 .map(|dir| format!("-I{}", root.join(dir).display())),

@@ -5,11 +5,11 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::target::{Options, Program, Target, spdk_define, spdk_root};
+use common::tree::{overlay, target_folder};
 
 /// An SPDK release in which one field that the extension uses has moved.
 struct Moved {
@@ -100,28 +100,6 @@ fn running() -> String {
     format!("v{}.{:02}", number("SPDK_VERSION_MAJOR"), number("SPDK_VERSION_MINOR"))
 }
 
-/// Makes `target` look like the tree `source`, with copies of `files` that can be changed.
-fn overlay(source: &Path, target: &Path, files: &[&str]) {
-    for entry in fs::read_dir(source).unwrap() {
-        let name = entry.unwrap().file_name();
-        let inside: Vec<_> = files
-            .iter()
-            .filter_map(|file| Path::new(file).strip_prefix(&name).ok()?.to_str())
-            .collect();
-        let (from, to) = (source.join(&name), target.join(&name));
-        match inside.as_slice() {
-            [] => symlink(from, to).unwrap(),
-            [""] => {
-                fs::copy(from, to).unwrap();
-            }
-            _ => {
-                fs::create_dir(&to).unwrap();
-                overlay(&from, &to, &inside);
-            }
-        }
-    }
-}
-
 fn edit(file: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(file).unwrap();
     assert_eq!(text.matches(from).count(), 1, "{from:?} in {}", file.display());
@@ -132,20 +110,16 @@ fn edit(file: &Path, from: &str, to: &str) {
 fn build(tree: &Path) -> PathBuf {
     let status = cargo_build(tree).env("LVOL_DETACH_ANY_SPDK", "1").status().unwrap();
     assert!(status.success(), "the library could not be built for {}", tree.display());
-    output_folder().join("release/libspdk_lvol_detach.so")
+    target_folder().join("release/libspdk_lvol_detach.so")
 }
 
 fn cargo_build(tree: &Path) -> Command {
     let mut command = Command::new(env!("CARGO"));
     command
         .args(["build", "--release", "--lib", "--quiet", "--locked", "--target-dir"])
-        .arg(output_folder())
+        .arg(target_folder())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("SPDK_ROOT_DIR", tree)
         .env_remove("LVOL_DETACH_ANY_SPDK");
     command
-}
-
-fn output_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guard")
 }

@@ -14,3 +14,4 @@ pub mod metadata;
 pub mod preload;
 pub mod rpc;
 pub mod target;
+pub mod tree;
