@@ -10,6 +10,21 @@
 set -euo pipefail
 export LC_ALL=C
 
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+case ${1-} in
+'') ;;
+-h | --help)
+	usage
+	exit 0
+	;;
+*)
+	printf 'lvol_detach.sh: it takes no arguments:\n' >&2
+	usage >&2
+	exit 2
+	;;
+esac
+
 socket=${SPDK_RPC_SOCK:-/var/tmp/spdk.sock}
 tag=lvol_detach_test_$(printf '%(%s)T' -1)_$$_$RANDOM
 lvs=$tag

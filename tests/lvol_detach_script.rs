@@ -67,3 +67,16 @@ fn it_fails_and_leaves_nothing_behind_where_the_method_is_missing() {
     assert!(!status.success(), "it passed without the method:\n{text}");
     assert_eq!(bdevs_and_lvstores(&target), before, "{text}");
 }
+
+#[test]
+fn it_says_how_it_is_used() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lvol_detach.sh");
+    for (argument, code) in [("--help", 0), ("-h", 0), ("--nonsense", 2)] {
+        let output = Command::new("bash").arg(&script).arg(argument).output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{argument}: {text}");
+        assert!(text.contains("SPDK_RPC_SOCK=/var/tmp/spdk.sock ./lvol_detach.sh"), "{text}");
+        assert!(text.contains("Exit status: 0 all passed"), "{text}");
+        assert!(!text.contains("set -euo"), "{text}");
+    }
+}
