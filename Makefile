@@ -14,6 +14,12 @@ LIB := $(DESTDIR)$(PREFIX)/lib/$(NAME)
 SHARE := $(DESTDIR)$(PREFIX)/share/$(NAME)
 MAN := $(DESTDIR)$(PREFIX)/share/man/man8
 DOC := $(DESTDIR)$(PREFIX)/share/doc/$(NAME)
+EXAMPLES := $(DOC)/examples
+# Where the prefix's own Python looks for modules, so that rpc.py finds the plugin. Nowhere, if there is no
+# such Python: then PYTHONPATH has to name the plugin's folder.
+PYTHON := $(firstword $(wildcard $(PREFIX)/bin/python3 /usr/bin/python3) python3)
+MODULES := $(shell $(PYTHON) -c 'import site; \
+	print(next((d for d in site.getsitepackages() if d.startswith("$(PREFIX)/lib/")), ""))')
 OUT := $(or $(CARGO_TARGET_DIR),target)/release
 BUILT := $(addprefix $(OUT)/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
 
@@ -69,22 +75,29 @@ lint: setup
 install:
 	@for file in $(BUILT); do [ -e "$$file" ] || { echo "$$file is not built: run make"; exit 1; }; done
 	install -Dm 755 scripts/spdk_tgt $(BIN)/spdk_tgt-lvol-detach
-	install -Dm 755 -t $(LIB) $(OUT)/libspdk_lvol_detach.so $(OUT)/spdk_tgt
-	install -Dm 644 -t $(LIB) $(OUT)/libspdk_lvol_detach.a
+	install -Dm 755 -t $(LIB) $(OUT)/spdk_tgt
+	install -Dm 644 -t $(LIB) $(OUT)/libspdk_lvol_detach.so $(OUT)/libspdk_lvol_detach.a
 	install -Dm 755 -t $(SHARE) tests/lvol_detach.sh
 	install -Dm 644 -t $(SHARE) python/spdk_lvol_detach.py
-	install -Dm 644 -t $(MAN) docs/spdk_tgt-lvol-detach.8
+	$(if $(MODULES),install -Dm 644 -t $(DESTDIR)$(MODULES) python/spdk_lvol_detach.py)
+	install -d $(MAN)
+	sed 's|/usr/|$(PREFIX)/|g' docs/spdk_tgt-lvol-detach.8 >$(MAN)/spdk_tgt-lvol-detach.8
 	install -Dm 644 -t $(DOC) LICENSE README.md CHANGELOG.md
-	install -Dm 644 -t $(DOC)/docs docs/*.md
-	install -Dm 644 -t $(DOC)/docs/performance docs/performance/*.svg
+	install -Dm 644 -t $(DOC)/docs docs/*.md docs/*.json
+	install -Dm 644 -t $(DOC)/docs/performance docs/performance/*
+	install -Dm 644 -t $(EXAMPLES)/rebuild examples/rebuild/*.py
+	sed 's|/usr/|$(PREFIX)/|g' examples/$(NAME).service >$(EXAMPLES)/$(NAME).service
 
 uninstall:
 	rm -f $(BIN)/spdk_tgt-lvol-detach $(MAN)/spdk_tgt-lvol-detach.8
+	$(if $(MODULES),rm -f $(DESTDIR)$(MODULES)/spdk_lvol_detach.py)
 	rm -rf $(LIB) $(SHARE) $(DOC)
 
+# In target/debian. Their version says which SPDK they are for.
 deb: build
-	@scripts/setup.sh cargo-deb
-	@$(ENV) cargo deb --no-build --output target/debian/
+	@scripts/setup.sh deb
+	@scripts/deb.sh $(OUT)/../debian
+	@lintian --allow-root --fail-on error $(OUT)/../debian/*.deb
 
 clean:
 	cargo clean

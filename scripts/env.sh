@@ -7,6 +7,12 @@ export SPDK_LVOL_DETACH_CACHE=$cache
 # A tree given by the user wins over the one that the set-up builds.
 export SPDK_ROOT_DIR=${SPDK_ROOT_DIR:-$cache/spdk}
 
-# meson, ninja, pyelftools and rpc.py come from a virtual environment of our own, qemu-io and cargo-deb
-# from folders of our own.
-export PATH=$cache/venv/bin:$cache/qemu/usr/bin:$cache/cargo/bin:$PATH
+# meson, ninja, pyelftools and rpc.py come from a virtual environment of our own, qemu-io from a folder
+# of our own.
+export PATH=$cache/venv/bin:$cache/qemu/usr/bin:$PATH
+
+# spdk_version TREE: as 26.01.
+spdk_version() {
+	awk '$2 == "SPDK_VERSION_MAJOR" { major = $3 }
+	     $2 == "SPDK_VERSION_MINOR" { printf "%d.%02d\n", major, $3; exit }' "$1/include/spdk/version.h"
+}

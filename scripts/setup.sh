@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, and gets and builds SPDK unless SPDK_ROOT_DIR names a built tree.
 # With the argument asan it builds one with --enable-debug --enable-asan, beside the other.
-# with cargo-deb that tool.
+# With the argument deb it installs what making the packages takes beyond that.
 # Safe to run again: what is there already is left alone, what was interrupted starts anew.
 set -euo pipefail
 
@@ -203,11 +203,6 @@ configure_spdk() {
 		--without-vhost --without-virtio --without-nvme-cuse "$@"
 }
 
-spdk_version() {
-	awk '$2 == "SPDK_VERSION_MAJOR" { major = $3 }
-	     $2 == "SPDK_VERSION_MINOR" { printf "%d.%02d\n", major, $3; exit }' "$1/include/spdk/version.h"
-}
-
 # build_spdk TREE CONFIGURE-OPTION...: leaves a built tree at TREE. The stamp is the last thing
 # written; a tree without it was interrupted, and starts anew.
 build_spdk() {
@@ -257,11 +252,9 @@ main() {
 		SPDK_ROOT_DIR=$cache/spdk-asan
 		build_spdk "$SPDK_ROOT_DIR" --with-shared --enable-debug --enable-asan
 		;;
-	cargo-deb)
-		# For make deb.
-		[ -x "$cache/cargo/bin/cargo-deb" ] ||
-			run_step "building cargo-deb" cargo-deb.log 0 : \
-				cargo install --locked --root "$cache/cargo" cargo-deb@3.6.0
+	deb)
+		packages+=(lintian)
+		install_packages
 		;;
 	*) die "unknown: $flavour" ;;
 	esac
