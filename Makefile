@@ -19,7 +19,7 @@ EXAMPLES := $(DOC)/examples
 # such Python: then PYTHONPATH has to name the plugin's folder.
 PYTHON := $(firstword $(wildcard $(PREFIX)/bin/python3 /usr/bin/python3) python3)
 MODULES := $(shell $(PYTHON) -c 'import site; \
-	print(next((d for d in site.getsitepackages() if d.startswith("$(PREFIX)/lib/")), ""))')
+	print(next((d for d in site.getsitepackages() if d.startswith("$(PREFIX)/lib/")), ""))' 2>/dev/null)
 OUT := $(or $(CARGO_TARGET_DIR),target)/release
 BUILT := $(addprefix $(OUT)/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
 

@@ -232,10 +232,21 @@ build_spdk() {
 	exec 9>&-
 }
 
+# Debian 12's own Rust is too old.
+check_rust() {
+	local needed found
+	needed=$(awk -F'"' '/^rust-version = / { print $2; exit }' "$here/../Cargo.toml")
+	command -v cargo rustc >/dev/null ||
+		die "Rust is missing: install $needed or later from https://rustup.rs, then run this again"
+	found=$(rustc --version | awk '{ print $2 }')
+	printf '%s\n' "$needed" "$found" | sort -CV ||
+		die "Rust $found is too old: install $needed or later from https://rustup.rs, then run this again"
+}
+
 # In a function, so that bash has read all of it before it starts.
 main() {
 	local flavour=${1:-}
-	command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then run this again"
+	check_rust
 	install_packages
 	install_client
 	install_python_packages

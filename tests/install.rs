@@ -46,6 +46,12 @@ fn files(folder: &Path) -> BTreeSet<PathBuf> {
     files
 }
 
+/// The release of the tree that the tests run on, as "26.01".
+fn spdk_release() -> String {
+    let number = |name| spdk_define("include/spdk/version.h", name).parse::<u32>().unwrap();
+    format!("{}.{:02}", number("SPDK_VERSION_MAJOR"), number("SPDK_VERSION_MINOR"))
+}
+
 /// Each link in the installed documents leads to something that is installed.
 fn check_links(doc: &Path) {
     let documents = files(doc);
@@ -178,9 +184,7 @@ fn the_debian_packages_are_complete() {
     let field =
         |package: &str, name: &str| run(Command::new("dpkg-deb").args(["-f", package, name]));
     for package in packages.iter() {
-        let number = |name| spdk_define("include/spdk/version.h", name).parse::<u32>().unwrap();
-        let (major, minor) = (number("SPDK_VERSION_MAJOR"), number("SPDK_VERSION_MINOR"));
-        let version = format!("{}+spdk{major}.{minor:02}-1\n", env!("CARGO_PKG_VERSION"));
+        let version = format!("{}+spdk{}-1\n", env!("CARGO_PKG_VERSION"), spdk_release());
         assert_eq!(field(package, "Version"), version);
     }
     for needed in ["libc6 ", "libgcc-s1 ", "libaio1"] {
@@ -253,6 +257,10 @@ fn what_is_installed_works_and_can_be_taken_away() {
     let program = Program::At(usr.join("bin/spdk_tgt-lvol-detach"));
     let mut target = Target::start_with(Options { program, ..Options::default() });
     assert!(target.has_method("bdev_lvol_detach_parent"));
+    let version = env!("CARGO_PKG_VERSION");
+    let line =
+        format!("{METHOD} is registered (version {version}, built for SPDK v{})", spdk_release());
+    assert!(target.log().contains(&line), "{}", target.log());
     check_schema(&usr.join("share/doc/spdk-lvol-detach/docs/schema.json"), &target);
     check_links(&usr.join("share/doc/spdk-lvol-detach"));
 
