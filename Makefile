@@ -49,9 +49,8 @@ test: build
 	@$(ENV) scripts/test.sh
 
 # The tests that start a target, on the one that has the extension linked in. (The others are linked
-# statically in any case, replace a function of SPDK's, which can be done to shared libraries only, or say
-# themselves what they start.)
-TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -e spdk_sys -e no_quiesce \
+# statically in any case, or say themselves what they start.)
+TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -e spdk_sys \
 	-e target_folder -e deb.sh -e setup.sh -e 'fn extension' tests/*.rs))
 
 test-static: build
