@@ -374,9 +374,9 @@ fn a_name_that_no_lvol_has_is_refused_whatever_its_letters() {
     assert!(!log.contains(name), "a line is forged:\n{log}");
 
     let base = chain.target.base_bdev("lvs");
-    let message = format!("No such device: the bdev {base} is no lvol");
-    let no_lvol = Expected::Error { id: json!(1), code: ENODEV, message };
-    chain.expect_refused(&detach_of(&base), &no_lvol);
+    let message = format!("No such device: the bdev {base} is not an lvol");
+    let not_an_lvol = Expected::Error { id: json!(1), code: ENODEV, message };
+    chain.expect_refused(&detach_of(&base), &not_an_lvol);
     chain.expect_still_served();
 }
 
