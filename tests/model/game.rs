@@ -1,6 +1,6 @@
 //! Plays sequences on SPDK's blobstore and on the model, and compares them after each step.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::ops::AddAssign;
@@ -21,6 +21,9 @@ const CLUSTERS: usize = 40;
 
 /// More rounds of the thread than it takes to write a blob's metadata and to close it.
 const CLOSING_ROUNDS: u32 = 50;
+
+/// More than a detach takes that needn't wait.
+const OPERATION_ROUNDS: u32 = 200;
 
 /// How many operations were played.
 #[derive(Debug, Default, Clone, Copy)]
@@ -299,11 +302,24 @@ impl Game {
             Op::SetParent { blob, snapshot } => store.set_parent(id(blob), id(snapshot)).await,
             Op::Detach(blob) => store.detach(id(blob)).await.map(drop),
             Op::DetachWhileLocked { blob, locked } => {
-                let locked = store.open(id(locked)).await?;
-                let lock = locked.lock();
-                let result = store.detach(id(blob)).await;
-                drop(lock);
-                locked.close().await?;
+                let opened = store.open(id(locked)).await?;
+                let lock = Cell::new(opened.lock());
+                let detach = async {
+                    let result = store.detach(id(blob)).await;
+                    (result, lock.take().is_some())
+                };
+                let operation = async {
+                    for _ in 0..OPERATION_ROUNDS {
+                        store::next_round().await;
+                    }
+                    drop(lock.take());
+                };
+                let ((result, is_locked), ()) = join(detach, operation).await;
+                opened.close().await?;
+                if result.is_ok() && is_locked && self.model.descends(locked, blob) {
+                    let what = format!("{blob:?} was detached while {locked:?} was locked");
+                    return Err(Error::new(libc::EBUSY, what));
+                }
                 result.map(drop)
             }
             _ => unreachable!("{op:?} is done elsewhere"),
@@ -377,10 +393,11 @@ impl Played {
     }
 }
 
-/// Lets the model play a step, and compares the result. If it `may_be_busy`, another one that was
-/// under way at the same time may have refused it.
-fn expect(model: &mut Model, Played { step, result }: &Played, may_be_busy: bool) -> Outcome {
-    let op = &step.op;
+/// Lets the model play a step, and compares the result. If it `may_be_busy`, a detach that was under way
+/// at the same time may have refused it. A detach is never refused so: it waits.
+fn expect(model: &mut Model, played: &Played, may_be_busy: bool) -> Outcome {
+    let Played { step, result } = played;
+    let (op, may_be_busy) = (&step.op, may_be_busy && !played.is_detach());
     match (result, model.refusal(op)) {
         (&Ok(id), None) => model.apply(step, id),
         (Err(error), Some(errno)) if error.code() == -errno => {}

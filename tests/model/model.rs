@@ -33,6 +33,9 @@ struct Blob {
     listed: bool,
     held: bool,
     xattrs: BTreeMap<String, Vec<u8>>,
+    /// Whether it was detached when its metadata took several pages. Then the flag for internal xattrs,
+    /// which is in the first, may stay on the device.
+    may_keep_flag: bool,
 }
 
 impl Blob {
@@ -46,6 +49,7 @@ impl Blob {
             listed: false,
             held: true,
             xattrs: BTreeMap::new(),
+            may_keep_flag: false,
         }
     }
 
@@ -114,7 +118,7 @@ impl Model {
     }
 
     /// Whether `name` is `ancestor`, or reads through it.
-    fn descends(&self, name: Name, ancestor: Name) -> bool {
+    pub fn descends(&self, name: Name, ancestor: Name) -> bool {
         std::iter::successors(Some(name), |&name| self.parent(name)).any(|name| name == ancestor)
     }
 
@@ -257,11 +261,9 @@ impl Model {
                 (!get(snapshot).listed, libc::EINVAL),
                 (get(blob).size() != get(snapshot).size(), libc::EINVAL),
             ],
-            Op::Detach(blob) => &[(get(blob).parent.is_none(), libc::EINVAL)],
-            Op::DetachWhileLocked { blob, locked } => &[
-                (self.descends(locked, blob), libc::EBUSY),
-                (get(blob).parent.is_none(), libc::EINVAL),
-            ],
+            Op::Detach(blob) | Op::DetachWhileLocked { blob, .. } => {
+                &[(get(blob).parent.is_none(), libc::EINVAL)]
+            }
             Op::Open(_) | Op::Close(_) | Op::Reload | Op::Crash | Op::DetachDuring { .. } => &[],
         };
         reasons.iter().find(|(refused, _)| *refused).map(|&(_, errno)| errno)
@@ -326,7 +328,12 @@ impl Model {
                 blob.clusters.resize(clusters as usize, more);
             }
             Op::SetParent { blob, snapshot } => self.blob(blob).parent = Some(snapshot),
-            Op::Detach(blob) | Op::DetachWhileLocked { blob, .. } => self.blob(blob).parent = None,
+            Op::Detach(blob) | Op::DetachWhileLocked { blob, .. } => {
+                let blob = self.blob(blob);
+                blob.parent = None;
+                blob.may_keep_flag |=
+                    blob.xattrs.values().map(Vec::len).sum::<usize>() > MAX_XATTR_LEN;
+            }
             Op::Reload | Op::Crash => {
                 let parents: Vec<_> = self.blobs.values().filter_map(|blob| blob.parent).collect();
                 for (name, blob) in &mut self.blobs {
@@ -390,6 +397,7 @@ impl Model {
         clones.sort_unstable();
         let clones_in_memory = self.clones(name).filter(|&clone| self.in_memory(clone)).count();
         let flag = |set: bool, flag: u64| if set { flag } else { 0 };
+        let keeps_flag = blob.may_keep_flag && seen.flags[0] & INVALID_INTERNAL_XATTR != 0;
         Description {
             parent: parent.unwrap_or(sys::SPDK_BLOBID_INVALID),
             clones,
@@ -402,7 +410,7 @@ impl Model {
             flags: [
                 INVALID_EXTENT_TABLE
                     | flag(blob.thin, INVALID_THIN_PROV)
-                    | flag(parent.is_some(), INVALID_INTERNAL_XATTR),
+                    | flag(parent.is_some() || keeps_flag, INVALID_INTERNAL_XATTR),
                 flag(blob.snapshot, DATA_RO_READ_ONLY),
                 0,
             ],

@@ -72,7 +72,7 @@ pub enum Op<B> {
         snapshot: B,
     },
     Detach(B),
-    /// Detaches a blob while another operation is in progress on `locked`.
+    /// Detaches a blob while another operation is in progress on `locked`, which ends soon.
     DetachWhileLocked {
         blob: B,
         locked: B,
