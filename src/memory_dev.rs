@@ -13,9 +13,30 @@ pub const BLOCK_LEN: usize = 512;
 /// The device's content. It outlives the device.
 pub type Image = Rc<RefCell<Vec<u8>>>;
 
-/// Sees each write before it is done, with its offset in bytes; unmaps are writes of zeroes. What
-/// it returns, 0 or a negated errno, is the write's status; a write that fails isn't done.
-pub type WriteHook = Box<dyn FnMut(u64, &[u8]) -> c_int>;
+/// What the device is asked to do. Offsets and lengths are in bytes.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// A read.
+    Read {
+        /// Where it starts.
+        offset: u64,
+        /// How long it is.
+        len: usize,
+    },
+    /// A write. Unmaps are writes of zeroes.
+    Write {
+        /// Where it starts.
+        offset: u64,
+        /// What is written.
+        bytes: &'a [u8],
+    },
+    /// A flush of the device's write cache.
+    Flush,
+}
+
+/// Sees each event before it is done. What it returns, 0 or a negated errno, is the status; what
+/// fails isn't done.
+pub type Hook = Box<dyn FnMut(Event<'_>) -> c_int>;
 
 /// # Invariants
 ///
@@ -25,11 +46,11 @@ pub type WriteHook = Box<dyn FnMut(u64, &[u8]) -> c_int>;
 struct MemoryDev {
     dev: sys::spdk_bs_dev,
     image: Image,
-    hook: Option<WriteHook>,
+    hook: Option<Hook>,
 }
 
 /// Makes a device. The blobstore that it is given to destroys it.
-pub fn create(image: Image, hook: Option<WriteHook>) -> *mut sys::spdk_bs_dev {
+pub fn create(image: Image, hook: Option<Hook>) -> *mut sys::spdk_bs_dev {
     let blocks = image.borrow().len() / BLOCK_LEN;
     let dev = sys::spdk_bs_dev {
         create_channel: Some(create_channel),
@@ -43,6 +64,7 @@ pub fn create(image: Image, hook: Option<WriteHook>) -> *mut sys::spdk_bs_dev {
         writev_ext: Some(writev_ext),
         write_zeroes: Some(write_zeroes),
         unmap: Some(write_zeroes),
+        flush: Some(flush),
         blockcnt: blocks as u64,
         blocklen: BLOCK_LEN as u32,
         ..Default::default()
@@ -107,6 +129,12 @@ fn complete(cb_args: *mut sys::spdk_bs_dev_cb_args, status: c_int) {
     }
 }
 
+impl MemoryDev {
+    fn ask(&mut self, event: Event<'_>) -> c_int {
+        self.hook.as_mut().map_or(0, |hook| hook(event))
+    }
+}
+
 /// Where an I/O starts and ends in the image, if it is within.
 fn range(dev: &MemoryDev, lba: u64, lba_count: u64) -> Option<std::ops::Range<usize>> {
     let start = usize::try_from(lba).ok()?.checked_mul(BLOCK_LEN)?;
@@ -123,13 +151,18 @@ unsafe fn read_into(
     lba: u64,
     lba_count: u32,
 ) -> c_int {
-    // SAFETY: the device is the first field of a `MemoryDev` (invariant).
-    let this = unsafe { &*dev.cast::<MemoryDev>() };
-    let image = this.image.borrow();
-    let Some(mut source) = range(this, lba, lba_count.into()).and_then(|range| image.get(range))
-    else {
+    // SAFETY: the device is the first field of a `MemoryDev` (invariant), and is used by one
+    // thread; the hook has no way to it.
+    let this = unsafe { &mut *dev.cast::<MemoryDev>() };
+    let Some(range) = range(this, lba, lba_count.into()) else {
         return -libc::EIO;
     };
+    let status = this.ask(Event::Read { offset: range.start as u64, len: range.len() });
+    if status != 0 {
+        return status;
+    }
+    let image = this.image.borrow();
+    let mut source = image.get(range).unwrap_or_default();
     for part in iov {
         let (now, later) = source.split_at(source.len().min(part.iov_len));
         // SAFETY: the part can be written to, as the caller says.
@@ -149,7 +182,7 @@ unsafe fn write_bytes(dev: *mut sys::spdk_bs_dev, lba: u64, bytes: &[u8]) -> c_i
     let Some(range) = range(this, lba, (bytes.len() / BLOCK_LEN) as u64) else {
         return -libc::EIO;
     };
-    let status = this.hook.as_mut().map_or(0, |hook| hook(range.start as u64, bytes));
+    let status = this.ask(Event::Write { offset: range.start as u64, bytes });
     if status == 0
         && let Some(target) = this.image.borrow_mut().get_mut(range)
     {
@@ -280,4 +313,15 @@ unsafe extern "C" fn write_zeroes(
     let zeroes = vec![0; usize::try_from(lba_count).unwrap_or_default() * BLOCK_LEN];
     // SAFETY: SPDK passes its device.
     complete(cb_args, unsafe { write_bytes(dev, lba, &zeroes) });
+}
+
+unsafe extern "C" fn flush(
+    dev: *mut sys::spdk_bs_dev,
+    _: *mut sys::spdk_io_channel,
+    cb_args: *mut sys::spdk_bs_dev_cb_args,
+) {
+    // SAFETY: the device is the first field of a `MemoryDev` (invariant), and is used by one thread;
+    // the hook has no way to it.
+    let this = unsafe { &mut *dev.cast::<MemoryDev>() };
+    complete(cb_args, this.ask(Event::Flush));
 }

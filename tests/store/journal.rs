@@ -1,15 +1,16 @@
 //! Every write to a device, and every image that a crash may leave of them.
 //!
-//! A device may do the writes that it has under way in any order. So a crash leaves those that
+//! Here that is a device without a volatile cache; [`super::power_cut`] is about one that has one. A
+//! device may do the writes that it has under way in any order. So a crash leaves those that
 //! were completed, and any of those that were not; and it may tear one of them, in units of a
 //! block: every subset of its blocks may be there.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::os::raw::c_void;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::raw::{c_int, c_void};
 use std::rc::Rc;
 
-use spdk_lvol_detach::memory_dev::{BLOCK_LEN, Image, WriteHook};
+use spdk_lvol_detach::memory_dev::{self, BLOCK_LEN, Hook, Image};
 use spdk_sys as sys;
 
 /// Of a torn write with more changed blocks than this only prefixes, suffixes, and those that lack
@@ -22,13 +23,23 @@ enum Event {
         offset: usize,
         bytes: Vec<u8>,
     },
-    /// The write that is this event was completed.
+    Flush,
+    /// The write or the flush that is this event was completed, and has worked.
     Completed(usize),
 }
 
 pub struct Journal {
     base: Vec<u8>,
-    events: Rc<RefCell<Vec<Event>>>,
+    log: Rc<RefCell<Log>>,
+}
+
+#[derive(Default)]
+struct Log {
+    events: Vec<Event>,
+    /// Nothing is noted any more.
+    is_closed: bool,
+    /// How many writes and flushes work until one fails.
+    until_failure: Option<usize>,
 }
 
 /// What a crash leaves.
@@ -54,29 +65,83 @@ pub struct Torn {
 }
 
 impl Journal {
-    /// A journal of what is written to the image from now on by the device with this hook.
-    pub fn start(image: &Image) -> (Journal, WriteHook) {
-        let events = Rc::new(RefCell::new(Vec::new()));
-        let log = Rc::clone(&events);
-        let hook: WriteHook = Box::new(move |offset, bytes| {
-            let mut events = log.borrow_mut();
-            let write = events.len();
-            events.push(Event::Write { offset: offset as usize, bytes: bytes.to_vec() });
-            announce_completion(&log, write);
-            0
-        });
-        (Journal { base: image.borrow().clone(), events }, hook)
+    /// A journal of what is done to the image from now on by the device with this hook.
+    pub fn start(image: &Image) -> (Journal, Hook) {
+        let log = Rc::new(RefCell::new(Log::default()));
+        let noted = Rc::clone(&log);
+        let target = Rc::clone(image);
+        let hook: Hook = Box::new(move |event| note(&noted, &target, event));
+        (Journal { base: image.borrow().clone(), log }, hook)
+    }
+
+    /// Starts again: what was written before is on the device for good.
+    pub fn restart(&mut self, image: &Image) {
+        self.log.borrow_mut().events.clear();
+        self.base.clone_from(&image.borrow());
+    }
+
+    /// Notes nothing any more.
+    pub fn close(&self) {
+        self.log.borrow_mut().is_closed = true;
+    }
+
+    /// One write or flush fails: the next one after so many. A write that fails may all the same be
+    /// done.
+    pub fn fail_after(&self, works: usize) {
+        self.log.borrow_mut().until_failure = Some(works);
+    }
+
+    /// Whether what [`Journal::fail_after`] asked for has come.
+    pub fn has_failed(&self) -> bool {
+        self.log.borrow().until_failure.is_none()
     }
 
     /// How many events there were.
     pub fn now(&self) -> usize {
-        self.events.borrow().len()
+        self.log.borrow().events.len()
     }
 
     /// A clock that outlives the borrow.
     pub fn clock(&self) -> impl Fn() -> usize + use<> {
-        let events = Rc::clone(&self.events);
-        move || events.borrow().len()
+        let log = Rc::clone(&self.log);
+        move || log.borrow().events.len()
+    }
+
+    /// When each flush that has worked was completed: the event that says so.
+    pub fn flushes(&self) -> Vec<usize> {
+        let events = &self.log.borrow().events;
+        let is_flush = |event: &Event| match event {
+            Event::Completed(of) => matches!(events[*of], Event::Flush),
+            _ => false,
+        };
+        (0..events.len()).filter(|&index| is_flush(&events[index])).collect()
+    }
+
+    /// What is on the device for sure after the first events, and what else was written by then: each
+    /// write with its event, its offset and its bytes, in order. The flag says that it was completed
+    /// before a flush was begun which has been completed as well.
+    pub fn writes(&self, at: usize) -> (Vec<u8>, Vec<(usize, usize, Vec<u8>, bool)>) {
+        let events = &self.log.borrow().events;
+        let mut completed = BTreeSet::new();
+        let mut covered = BTreeMap::new();
+        let mut durable = BTreeSet::new();
+        for (index, event) in events[..at].iter().enumerate() {
+            match event {
+                Event::Write { .. } => {}
+                Event::Flush => drop(covered.insert(index, completed.clone())),
+                Event::Completed(of) => match covered.remove(of) {
+                    Some(writes) => durable.extend(writes),
+                    None => drop(completed.insert(*of)),
+                },
+            }
+        }
+        let writes = events[..at].iter().enumerate().filter_map(|(index, event)| match event {
+            Event::Write { offset, bytes } => {
+                Some((index, *offset, bytes.clone(), durable.contains(&index)))
+            }
+            _ => None,
+        });
+        (self.base.clone(), writes.collect())
     }
 
     /// Every crash. One that leaves the same as one before it is there again only if something was
@@ -86,10 +151,11 @@ impl Journal {
         let mut completed: Vec<usize> = Vec::new();
         let mut in_flight: Vec<usize> = Vec::new();
         let mut crashes = vec![Crash { at: 0, landed: Vec::new(), torn: None }];
-        for (index, event) in self.events.borrow().iter().enumerate() {
+        for (index, event) in self.log.borrow().events.iter().enumerate() {
             let at = index + 1;
             let newest = match event {
                 Event::Write { .. } => Some(index),
+                Event::Flush => None,
                 Event::Completed(write) => {
                     in_flight.retain(|other| other != write);
                     completed.push(*write);
@@ -120,7 +186,7 @@ impl Journal {
 
     /// What a crash leaves on the device.
     pub fn image(&self, crash: &Crash) -> Vec<u8> {
-        let events = self.events.borrow();
+        let events = &self.log.borrow().events;
         let mut image = self.base.clone();
         for &write in &crash.landed {
             let (offset, bytes) = events[write].write();
@@ -137,7 +203,7 @@ impl Journal {
 
     /// The crashes that leave a write in part, on top of what another crash leaves.
     fn torn_by(&self, without: &Crash, write: usize, data_start: usize) -> Vec<Crash> {
-        let events = self.events.borrow();
+        let events = &self.log.borrow().events;
         let (offset, bytes) = events[write].write();
         if offset >= data_start {
             return Vec::new();
@@ -158,22 +224,49 @@ impl Event {
     fn write(&self) -> (usize, &[u8]) {
         match self {
             Event::Write { offset, bytes } => (*offset, bytes),
-            Event::Completed(_) => unreachable!("only writes land"),
+            _ => unreachable!("only writes land"),
         }
     }
 }
 
-/// Notes when a write is completed: right before SPDK learns of it, as the device sends its own
+fn note(log: &Rc<RefCell<Log>>, image: &Image, event: memory_dev::Event<'_>) -> c_int {
+    let mut noted = log.borrow_mut();
+    let index = noted.events.len();
+    let event = match event {
+        _ if noted.is_closed => return 0,
+        memory_dev::Event::Read { .. } => return 0,
+        memory_dev::Event::Write { offset, bytes } => {
+            Event::Write { offset: offset as usize, bytes: bytes.to_vec() }
+        }
+        memory_dev::Event::Flush => Event::Flush,
+    };
+    let fails = noted.until_failure == Some(0);
+    noted.until_failure = if fails { None } else { noted.until_failure.map(|count| count - 1) };
+    if fails && let Event::Write { offset, bytes } = &event {
+        image.borrow_mut()[*offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    noted.events.push(event);
+    if fails {
+        return -libc::EIO;
+    }
+    announce_completion(log, index);
+    0
+}
+
+/// Notes when something is completed: right before SPDK learns of it, as the device sends its own
 /// message after this one.
-fn announce_completion(log: &Rc<RefCell<Vec<Event>>>, write: usize) {
-    type Note = (Rc<RefCell<Vec<Event>>>, usize);
+fn announce_completion(log: &Rc<RefCell<Log>>, event: usize) {
+    type Note = (Rc<RefCell<Log>>, usize);
     unsafe extern "C" fn note(ctx: *mut c_void) {
         // SAFETY: the box is from below, and comes back once.
-        let (log, write) = *unsafe { Box::from_raw(ctx.cast::<Note>()) };
-        log.borrow_mut().push(Event::Completed(write));
+        let (log, event) = *unsafe { Box::from_raw(ctx.cast::<Note>()) };
+        let mut log = log.borrow_mut();
+        if !log.is_closed {
+            log.events.push(Event::Completed(event));
+        }
     }
-    let ctx = Box::into_raw(Box::new((Rc::clone(log), write))).cast();
-    // SAFETY: a device is written to on an SPDK thread, and the message runs on the same one.
+    let ctx = Box::into_raw(Box::new((Rc::clone(log), event))).cast();
+    // SAFETY: a device is used on an SPDK thread, and the message runs on the same one.
     let rc = unsafe { sys::spdk_thread_send_msg(sys::spdk_get_thread(), Some(note), ctx) };
     assert_eq!(rc, 0);
 }

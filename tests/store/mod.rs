@@ -5,6 +5,8 @@
 
 pub mod faulty_dev;
 pub mod journal;
+pub mod power_cut;
+pub mod recording;
 pub mod scenarios;
 
 use std::cell::RefCell;
@@ -20,16 +22,18 @@ use spdk_lvol_detach::backing::ZeroesDev;
 use spdk_lvol_detach::blob::{BlobId, Blobstore, OpenBlob};
 use spdk_lvol_detach::detach::{Detached, detach};
 use spdk_lvol_detach::error::{Error, Result, check};
-use spdk_lvol_detach::memory_dev::{self, Image, WriteHook};
+use spdk_lvol_detach::memory_dev::{self, Hook, Image};
 use spdk_lvol_detach::steps::Steps;
 use spdk_lvol_detach::task::{self, Callback, status, status_callback};
 use spdk_lvol_detach::{guard, log};
 use spdk_sys as sys;
 
-/// Bytes of a cluster.
+/// Bytes of a cluster, unless a [`Layout`] says otherwise.
 pub const CLUSTER_LEN: usize = 16 * 1024;
 /// Bytes of an io unit, the smallest I/O.
 pub const IO_UNIT_LEN: usize = memory_dev::BLOCK_LEN;
+/// Bytes of a metadata page, unless a [`Layout`] says that it takes more room.
+pub const MD_PAGE_LEN: usize = size_of::<sys::spdk_blob_md_page>();
 
 /// Runs a test on an SPDK thread of its own. Tests may run side by side.
 pub fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
@@ -92,12 +96,29 @@ pub fn image(clusters: usize) -> Image {
     Rc::new(RefCell::new(vec![0; clusters * CLUSTER_LEN]))
 }
 
+/// How a blobstore is laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    pub cluster_len: usize,
+    /// Bytes that a metadata page takes.
+    pub md_page_len: usize,
+    /// Whether blobs have an extent table, as those of lvols do. SPDK's default is that they don't.
+    pub extent_table: bool,
+}
+
+impl Layout {
+    pub const DEFAULT: Layout =
+        Layout { cluster_len: CLUSTER_LEN, md_page_len: MD_PAGE_LEN, extent_table: true };
+}
+
 /// A loaded blobstore, and what the extension needs to detach in it.
 pub struct Store {
     raw: *mut sys::spdk_blob_store,
     bs: Blobstore,
     zeroes: ZeroesDev,
     channel: NonNull<sys::spdk_io_channel>,
+    cluster_len: usize,
+    extent_table: bool,
 }
 
 unsafe extern "C" fn store_callback(ctx: *mut c_void, bs: *mut sys::spdk_blob_store, rc: c_int) {
@@ -112,16 +133,26 @@ unsafe extern "C" fn id_callback(ctx: *mut c_void, id: BlobId, rc: c_int) {
 
 impl Store {
     /// Makes a blobstore on an empty image.
-    pub async fn create(image: &Image, hook: Option<WriteHook>) -> Result<Store> {
-        Store::start(image, hook, true).await
+    pub async fn create(image: &Image, hook: Option<Hook>) -> Result<Store> {
+        Store::start(image, hook, Some(Layout::DEFAULT)).await
+    }
+
+    /// As [`Store::create`], laid out otherwise.
+    pub async fn create_with(image: &Image, layout: Layout) -> Result<Store> {
+        let store = Store::start(image, None, Some(layout)).await?;
+        Ok(Store { extent_table: layout.extent_table, ..store })
     }
 
     /// Loads the blobstore that an image has.
-    pub async fn load(image: &Image, hook: Option<WriteHook>) -> Result<Store> {
-        Store::start(image, hook, false).await
+    pub async fn load(image: &Image, hook: Option<Hook>) -> Result<Store> {
+        Store::start(image, hook, None).await
     }
 
-    async fn start(image: &Image, hook: Option<WriteHook>, create: bool) -> Result<Store> {
+    async fn start(
+        image: &Image,
+        hook: Option<Hook>,
+        create: Option<Layout>,
+    ) -> Result<Store> {
         let zeroes = zeroes_dev().await?;
         let dev = memory_dev::create(Rc::clone(image), hook);
         let mut opts = sys::spdk_bs_opts::default();
@@ -129,9 +160,13 @@ impl Store {
         // SAFETY: the device belongs to SPDK from here on; the options are copied.
         unsafe {
             sys::spdk_bs_opts_init(&mut opts, size_of::<sys::spdk_bs_opts>());
-            opts.cluster_sz = CLUSTER_LEN as u32;
             let ctx = callback.into_ctx();
-            if create {
+            if let Some(layout) = create {
+                opts.cluster_sz = layout.cluster_len as u32;
+                #[cfg(spdk_md_page_size)]
+                {
+                    opts.md_page_size = layout.md_page_len as u32;
+                }
                 sys::spdk_bs_init(dev, &mut opts, Some(store_callback), ctx);
             } else {
                 sys::spdk_bs_load(dev, &mut opts, Some(store_callback), ctx);
@@ -143,7 +178,8 @@ impl Store {
         unsafe {
             let bs = Blobstore::new(raw)?;
             let channel = NonNull::new(sys::spdk_bs_alloc_io_channel(raw)).expect("a channel");
-            Ok(Store { raw, bs, zeroes, channel })
+            let cluster_len = sys::spdk_bs_get_cluster_size(raw) as usize;
+            Ok(Store { raw, bs, zeroes, channel, cluster_len, extent_table: true })
         }
     }
 
@@ -165,8 +201,7 @@ impl Store {
         unsafe { sys::spdk_blob_opts_init(&mut opts, size_of::<sys::spdk_blob_opts>()) };
         opts.thin_provision = thin;
         opts.num_clusters = clusters;
-        // As the lvol library does.
-        opts.use_extent_table = true;
+        opts.use_extent_table = self.extent_table;
         self.id("create", |ctx| {
             // SAFETY: the store is loaded; the options are copied.
             unsafe { sys::spdk_bs_create_blob_ext(self.raw, &opts, Some(id_callback), ctx) }
@@ -282,16 +317,7 @@ impl Store {
         name: &std::ffi::CStr,
         value: &[u8],
     ) -> Result<()> {
-        // SAFETY: the blob is open, and the value copied.
-        let rc = unsafe {
-            sys::spdk_blob_set_xattr(
-                raw(blob),
-                name.as_ptr(),
-                value.as_ptr().cast(),
-                value.len() as u16,
-            )
-        };
-        check(rc, || "set an xattr".to_owned())?;
+        self.set_xattr_in_memory(blob, name, value)?;
         self.sync(blob).await
     }
 
@@ -303,7 +329,21 @@ impl Store {
         self.sync(blob).await
     }
 
-    async fn sync(&self, blob: &OpenBlob) -> Result<()> {
+    /// Sets an xattr, and leaves its metadata as it is on the device.
+    pub fn set_xattr_in_memory(
+        &self,
+        blob: &OpenBlob,
+        name: &std::ffi::CStr,
+        value: &[u8],
+    ) -> Result<()> {
+        let (value, len) = (value.as_ptr().cast(), value.len() as u16);
+        // SAFETY: the blob is open, and the value copied.
+        let rc = unsafe { sys::spdk_blob_set_xattr(raw(blob), name.as_ptr(), value, len) };
+        check(rc, || "set an xattr".to_owned())
+    }
+
+    /// Writes a blob's metadata if it has changed.
+    pub async fn sync(&self, blob: &OpenBlob) -> Result<()> {
         let raw = raw(blob);
         // SAFETY: the blob is open.
         let rc =
@@ -322,9 +362,9 @@ impl Store {
 
     /// Reads a whole cluster.
     pub async fn read_cluster(&self, blob: &OpenBlob, cluster: u64) -> Result<Vec<u8>> {
-        let mut buffer = DmaBuffer::new();
+        let mut buffer = DmaBuffer::new(self.cluster_len);
         let raw = raw(blob);
-        let (offset, length) = io_units(cluster);
+        let (offset, length) = self.io_units(cluster);
         // SAFETY: the blob is open, the channel its store's, and the buffer lives until the end.
         let rc = status(|ctx| unsafe {
             let (channel, payload) = (self.channel.as_ptr(), buffer.0.cast());
@@ -345,17 +385,17 @@ impl Store {
 
     /// Fills a whole cluster with one byte.
     pub async fn write_cluster(&self, blob: &OpenBlob, cluster: u64, fill: u8) -> Result<()> {
-        let (offset, length) = io_units(cluster);
+        let (offset, length) = self.io_units(cluster);
         self.write(blob, offset, length, fill).await
     }
 
     /// Fills the first io unit of a cluster with one byte.
     pub async fn write_io_unit(&self, blob: &OpenBlob, cluster: u64, fill: u8) -> Result<()> {
-        self.write(blob, io_units(cluster).0, 1, fill).await
+        self.write(blob, self.io_units(cluster).0, 1, fill).await
     }
 
     async fn write(&self, blob: &OpenBlob, offset: u64, length: u64, fill: u8) -> Result<()> {
-        let mut buffer = DmaBuffer::new();
+        let mut buffer = DmaBuffer::new(self.cluster_len);
         buffer.bytes().fill(fill);
         let raw = raw(blob);
         // SAFETY: the blob is open, the channel its store's, and the buffer lives until the end.
@@ -378,7 +418,7 @@ impl Store {
     /// Unmaps a whole cluster.
     pub async fn unmap_cluster(&self, blob: &OpenBlob, cluster: u64) -> Result<()> {
         let raw = raw(blob);
-        let (offset, length) = io_units(cluster);
+        let (offset, length) = self.io_units(cluster);
         // SAFETY: the blob is open, and the channel its store's.
         let rc = status(|ctx| unsafe {
             let channel = self.channel.as_ptr();
@@ -386,6 +426,12 @@ impl Store {
         })
         .await;
         check(rc, || "unmap".to_owned())
+    }
+
+    /// Where a cluster starts, and how long it is.
+    fn io_units(&self, cluster: u64) -> (u64, u64) {
+        let length = (self.cluster_len / IO_UNIT_LEN) as u64;
+        (cluster * length, length)
     }
 
     /// Waits until nobody writes the blob's metadata, nor waits to close it.
@@ -447,7 +493,7 @@ impl Store {
     pub fn data_start(&self) -> usize {
         // SAFETY: the store is loaded.
         unsafe {
-            ((*self.raw).total_clusters - (*self.raw).total_data_clusters) as usize * CLUSTER_LEN
+            ((*self.raw).total_clusters - (*self.raw).total_data_clusters) as usize * self.cluster_len
         }
     }
 
@@ -583,11 +629,6 @@ unsafe fn num_extent_pages(blob: *mut sys::spdk_blob) -> u32 {
     }
 }
 
-fn io_units(cluster: u64) -> (u64, u64) {
-    let length = (CLUSTER_LEN / IO_UNIT_LEN) as u64;
-    (cluster * length, length)
-}
-
 fn clones(bs: *mut sys::spdk_blob_store, id: BlobId) -> Vec<BlobId> {
     let mut count = 0;
     // SAFETY: the store is loaded; the second call has room for as many as the first one counted.
@@ -621,19 +662,19 @@ unsafe fn xattrs(mut xattr: *mut sys::spdk_xattr) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// A cluster's worth of memory that SPDK can do I/O on.
-struct DmaBuffer(*mut u8);
+struct DmaBuffer(*mut u8, usize);
 
 impl DmaBuffer {
-    fn new() -> DmaBuffer {
+    fn new(len: usize) -> DmaBuffer {
         // SAFETY: SPDK's environment runs.
-        let memory = unsafe { sys::spdk_dma_zmalloc(CLUSTER_LEN, 4096, ptr::null_mut()) };
+        let memory = unsafe { sys::spdk_dma_zmalloc(len, 4096, ptr::null_mut()) };
         assert!(!memory.is_null(), "no memory for I/O");
-        DmaBuffer(memory.cast())
+        DmaBuffer(memory.cast(), len)
     }
 
     fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the memory has this length, and belongs to the value.
-        unsafe { std::slice::from_raw_parts_mut(self.0, CLUSTER_LEN) }
+        unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
     }
 }
 
