@@ -15,8 +15,8 @@ use spdk_lvol_detach::memory_dev::Image;
 use spdk_sys as sys;
 use store::faulty_dev::{Effect, FOR_GOOD, Fault, FaultyDev, Io};
 use store::scenarios::{
-    Name, Op, SCENARIOS, Scenario, State, World, add_concurrent_xattr, on_each_scenario,
-    differences, remove_concurrent_xattr, summary,
+    Name, Op, SCENARIOS, Scenario, State, World, add_concurrent_xattr, differences,
+    on_each_scenario, remove_concurrent_xattr, summary,
 };
 use store::{next_round, run, start};
 
@@ -251,8 +251,7 @@ impl Play<'_> {
                     same(&world.whole_state().await?, after)?;
                 }
                 Err(error) => {
-                    let failure_of_op =
-                        Failure { op, before, after, error, names: self.names };
+                    let failure_of_op = Failure { op, before, after, error, names: self.names };
                     if failure_of_op.put_back() && matches!(op, Op::Detach(_)) {
                         if is_unflushed {
                             return Err("the old page was not flushed".to_owned());

@@ -23,7 +23,9 @@ use store::journal::Journal;
 use store::power_cut::{Outcome, PowerCut};
 use store::recording::{Recording, Start, Step};
 use store::run;
-use store::scenarios::{CHAIN, Name, Op, SCENARIOS, Scenario, State, THREE_PAGES, TWO_PAGES, World, differences};
+use store::scenarios::{
+    CHAIN, Name, Op, SCENARIOS, Scenario, State, THREE_PAGES, TWO_PAGES, World, differences,
+};
 
 const NO_TWIN: &[Op] = &[Op::Delete("twin")];
 const SNAP3: &[Op] = &[Op::SnapshotWithXattr("vol", "snap3", 4000), Op::Write("vol", 5, 0x55)];
@@ -157,7 +159,8 @@ async fn cut_after_failure(name: Name, works: usize) -> Option<usize> {
         let cut = PowerCut::new(&journal, at, data_start);
         for outcome in cut.outcomes() {
             let state = load(cut.image(&outcome), &names).await;
-            let is_right = state.as_ref() == Ok(&before) || at < end && state.as_ref() == Ok(&after);
+            let is_right =
+                state.as_ref() == Ok(&before) || at < end && state.as_ref() == Ok(&after);
             assert!(is_right, "after {at} of {end} events, {}: {state:?}", cut.describe(&outcome));
             tried += 1;
         }
@@ -201,13 +204,14 @@ impl Found {
 
 async fn cut_everywhere(scenario: &'static Scenario, start: Start) -> Found {
     let recording = Recording::of(scenario, start).await;
-    let mut found =
-        Found { name: format!("{}, {start:?}", scenario.name), ..Found::default() };
+    let mut found = Found { name: format!("{}, {start:?}", scenario.name), ..Found::default() };
     // A write that is open at one point is open at the next one as well, unless a flush was completed or
     // something was promised in between.
     let steps = recording.steps.iter();
-    let mut points: BTreeSet<usize> =
-        steps.flat_map(|step| [Some(step.start), Some(step.end), step.detached]).flatten().collect();
+    let mut points: BTreeSet<usize> = steps
+        .flat_map(|step| [Some(step.start), Some(step.end), step.detached])
+        .flatten()
+        .collect();
     points.extend(recording.journal.flushes());
     for at in points {
         let cut = PowerCut::new(&recording.journal, at, recording.data_start);
@@ -241,9 +245,8 @@ impl Recording {
             let possible = step.possible(step.start.min(step.end.saturating_sub(1)), &self.names);
             match step.promised(at) {
                 Some(name) => {
-                    let is_detached = |state: &State| {
-                        state[&self.names[name]].parent == sys::SPDK_BLOBID_INVALID
-                    };
+                    let is_detached =
+                        |state: &State| state[&self.names[name]].parent == sys::SPDK_BLOBID_INVALID;
                     allowed = possible.into_iter().filter(is_detached).collect();
                 }
                 None => allowed.extend(possible),
@@ -337,11 +340,7 @@ impl Recording {
 
     /// In which ways SPDK's operations since the last detach break a store by themselves: they are
     /// played on one where that is long done, or, before there was one, on the store as it was.
-    async fn spdks_own_kinds(
-        &self,
-        at: usize,
-        detached: &[(BlobId, BlobId)],
-    ) -> BTreeSet<String> {
+    async fn spdks_own_kinds(&self, at: usize, detached: &[(BlobId, BlobId)]) -> BTreeSet<String> {
         let last = self.steps.iter().rposition(|step| step.promised(at).is_some());
         let begun = self.steps.iter().skip(last.map_or(0, |last| last + 1));
         let begun = begun.filter(|step| step.start < at).map(|step| step.op);

@@ -148,11 +148,7 @@ impl Store {
         Store::start(image, hook, None).await
     }
 
-    async fn start(
-        image: &Image,
-        hook: Option<Hook>,
-        create: Option<Layout>,
-    ) -> Result<Store> {
+    async fn start(image: &Image, hook: Option<Hook>, create: Option<Layout>) -> Result<Store> {
         let zeroes = zeroes_dev().await?;
         let dev = memory_dev::create(Rc::clone(image), hook);
         let mut opts = sys::spdk_bs_opts::default();
@@ -493,7 +489,8 @@ impl Store {
     pub fn data_start(&self) -> usize {
         // SAFETY: the store is loaded.
         unsafe {
-            ((*self.raw).total_clusters - (*self.raw).total_data_clusters) as usize * self.cluster_len
+            ((*self.raw).total_clusters - (*self.raw).total_data_clusters) as usize
+                * self.cluster_len
         }
     }
 

@@ -147,9 +147,9 @@ fn sample(sizes: &[usize]) -> Vec<Outcome> {
     };
     while outcomes.len() < SAMPLE {
         let newest_of_8 = [1, 4, 7][outcomes.len() % 3];
-        let outcome = sizes.iter().map(|&size| {
-            if random(8) < newest_of_8 { size - 1 } else { random(size - 1) }
-        });
+        let outcome = sizes
+            .iter()
+            .map(|&size| if random(8) < newest_of_8 { size - 1 } else { random(size - 1) });
         outcomes.push(outcome.collect());
     }
     outcomes
