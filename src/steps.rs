@@ -24,7 +24,7 @@ impl Steps {
     }
 }
 
-/// `open 5.1 us, quiesce 2.0 us`
+/// `open 5.1 us, write 32.0 us`
 impl fmt::Display for Steps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (step, taken)) in self.taken.iter().enumerate() {

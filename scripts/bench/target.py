@@ -18,7 +18,7 @@ MEMORY_MIB = 4096
 REPLY_SECONDS = 600
 # A lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
 AT_ONCE = 250
-STEPS = ('open', 'write', 'quiesce', 'swap', 'release')
+STEPS = ('open', 'write', 'copies', 'reads', 'release')
 
 
 class Connection(JSONRPCClient):
