@@ -18,7 +18,7 @@ use store::scenarios::{
     Name, Op, SCENARIOS, Scenario, State, World, add_concurrent_xattr, differences,
     on_each_scenario, remove_concurrent_xattr, summary,
 };
-use store::{next_round, run, start};
+use store::{run, start};
 
 /// What follows the first detach that failed, on a device that works again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

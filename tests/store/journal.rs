@@ -151,11 +151,13 @@ impl Journal {
         let mut completed: Vec<usize> = Vec::new();
         let mut in_flight: Vec<usize> = Vec::new();
         let mut crashes = vec![Crash { at: 0, landed: Vec::new(), torn: None }];
-        for (index, event) in self.log.borrow().events.iter().enumerate() {
+        let events = &self.log.borrow().events;
+        for (index, event) in events.iter().enumerate() {
             let at = index + 1;
             let newest = match event {
                 Event::Write { .. } => Some(index),
                 Event::Flush => None,
+                Event::Completed(of) if matches!(events[*of], Event::Flush) => None,
                 Event::Completed(write) => {
                     in_flight.retain(|other| other != write);
                     completed.push(*write);

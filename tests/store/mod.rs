@@ -338,6 +338,31 @@ impl Store {
         check(rc, || "set an xattr".to_owned())
     }
 
+    /// As [`Store::set_xattr`], but one that only SPDK itself sets: there is no function for it.
+    pub async fn set_internal_xattr(
+        &self,
+        blob: &OpenBlob,
+        name: &std::ffi::CStr,
+        value: &[u8],
+    ) -> Result<()> {
+        self.set_xattr_in_memory(blob, name, value)?;
+        let blob_raw = raw(blob);
+        // SAFETY: the blob is open, and this thread owns its metadata. A new xattr is the last one in its
+        // list; it goes to the end of the other list, whose elements are alike.
+        unsafe {
+            let from = &raw mut (*blob_raw).xattrs;
+            let to = &raw mut (*blob_raw).xattrs_internal;
+            let xattr = last_of(from);
+            *(*xattr).link.tqe_prev = ptr::null_mut();
+            (*from).tqh_last = (*xattr).link.tqe_prev;
+            (*xattr).link.tqe_prev = (*to).tqh_last;
+            *(*to).tqh_last = xattr;
+            (*to).tqh_last = &raw mut (*xattr).link.tqe_next;
+            (*blob_raw).invalid_flags |= u64::from(sys::SPDK_BLOB_INTERNAL_XATTR);
+        }
+        self.sync(blob).await
+    }
+
     /// Writes a blob's metadata if it has changed.
     pub async fn sync(&self, blob: &OpenBlob) -> Result<()> {
         let raw = raw(blob);
@@ -516,7 +541,7 @@ impl Store {
                 zeroes_backed: self.zeroes.is_behind(&blob),
                 locked: (*raw).locked_operation_in_progress,
                 references: (*raw).open_ref - 1,
-                flags: [(*raw).invalid_flags, (*raw).data_ro_flags, (*raw).md_ro_flags],
+                flags: [invalid_flags(raw), (*raw).data_ro_flags, (*raw).md_ro_flags],
                 read_only: [(*raw).data_ro, (*raw).md_ro],
                 xattrs: xattrs((*raw).xattrs.tqh_first),
                 internal_xattrs: xattrs((*raw).xattrs_internal.tqh_first),
@@ -593,6 +618,20 @@ pub struct Description {
     pub data: Vec<u8>,
 }
 
+/// # Safety
+///
+/// `list` is one of an open blob's, on this thread, and not empty.
+unsafe fn last_of(list: *mut sys::spdk_xattr_tailq) -> *mut sys::spdk_xattr {
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut xattr = (*list).tqh_first;
+        while !(*xattr).link.tqe_next.is_null() {
+            xattr = (*xattr).link.tqe_next;
+        }
+        xattr
+    }
+}
+
 fn raw(blob: &OpenBlob) -> *mut sys::spdk_blob {
     blob.as_ptr()
 }
@@ -611,6 +650,22 @@ unsafe fn num_allocated_clusters(blob: *mut sys::spdk_blob) -> u64 {
             let count = (*active).num_clusters as usize;
             (0..count).filter(|&i| *(*active).clusters.add(i) != 0).count() as u64
         }
+    }
+}
+
+/// Without the flag that says that there are internal xattrs where it may say so wrongly: if the last
+/// one was in another page than the root, which has the flag, a detach leaves the root as it is.
+///
+/// # Safety
+///
+/// `blob` is open, on this thread.
+unsafe fn invalid_flags(blob: *mut sys::spdk_blob) -> u64 {
+    // SAFETY: as the caller says.
+    unsafe {
+        let has_none = (*blob).xattrs_internal.tqh_first.is_null();
+        let may_be_left = has_none && (*blob).active.num_pages > 1;
+        let left = if may_be_left { u64::from(sys::SPDK_BLOB_INTERNAL_XATTR) } else { 0 };
+        (*blob).invalid_flags & !left
     }
 }
 
