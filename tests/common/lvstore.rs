@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::rpc::{INVALID_PARAMS, Pending};
 use super::target::Target;
 
 pub const MIB: u64 = 1 << 20;
@@ -71,6 +72,37 @@ impl Disk {
     /// Makes the bdevs. Those on top come first, and wait for the one beneath: SPDK looks for an
     /// lvstore on each bdev that comes and is not claimed yet.
     pub fn attach(&self, target: &Target) {
+        self.create_upper_bdevs(target, 0);
+        let mut aio = self.aio();
+        // Without it the file can't be unmapped. SPDK before 24.05 hasn't got it.
+        if target.call("bdev_aio_create", aio.clone()).is_err() {
+            aio.as_object_mut().expect("it is an object").remove("fallocate");
+            target.must("bdev_aio_create", aio);
+        }
+    }
+
+    /// The same, with reads that take so long from the first on, if it can be slow. The answer comes when
+    /// the lvstore is loaded.
+    pub fn start_to_attach(&self, target: &Target, read_latency_us: u64) -> Pending {
+        self.create_upper_bdevs(target, read_latency_us);
+        let mut aio = self.aio();
+        // As above. The question whether it is known ends before a file is opened.
+        let mut probe = aio.clone();
+        probe["filename"] = json!("/");
+        let known = target.call("bdev_aio_create", probe);
+        if known.is_err_and(|error| error.code == INVALID_PARAMS) {
+            aio.as_object_mut().expect("it is an object").remove("fallocate");
+        }
+        target.start_call("bdev_aio_create", aio)
+    }
+
+    fn aio(&self) -> Value {
+        json!({
+            "name": self.base_bdev(), "filename": self.file, "block_size": BLOCK, "fallocate": true,
+        })
+    }
+
+    fn create_upper_bdevs(&self, target: &Target, read_latency_us: u64) {
         if self.options.can_be_slow {
             let beneath =
                 if self.options.can_fail { self.failing_bdev() } else { self.base_bdev() };
@@ -78,21 +110,13 @@ impl Disk {
                 "bdev_delay_create",
                 json!({
                     "base_bdev_name": beneath, "name": self.slow_bdev(),
-                    "avg_read_latency": 0, "p99_read_latency": 0,
+                    "avg_read_latency": read_latency_us, "p99_read_latency": read_latency_us,
                     "avg_write_latency": 0, "p99_write_latency": 0,
                 }),
             );
         }
         if self.options.can_fail {
             target.must("bdev_error_create", json!({"base_name": self.base_bdev()}));
-        }
-        let mut aio = json!({
-            "name": self.base_bdev(), "filename": self.file, "block_size": BLOCK, "fallocate": true,
-        });
-        // Without it the file can't be unmapped. SPDK before 24.05 hasn't got it.
-        if target.call("bdev_aio_create", aio.clone()).is_err() {
-            aio.as_object_mut().expect("it is an object").remove("fallocate");
-            target.must("bdev_aio_create", aio);
         }
     }
 }
@@ -182,6 +206,12 @@ impl Target {
     #[track_caller]
     pub fn slow_down(&self, lvstore: &str, latency_us: u64) {
         self.slow_down_reads(lvstore, latency_us);
+        self.slow_down_writes(lvstore, latency_us);
+    }
+
+    /// The same for writes alone.
+    #[track_caller]
+    pub fn slow_down_writes(&self, lvstore: &str, latency_us: u64) {
         self.set_latency(lvstore, ["avg_write", "p99_write"], latency_us);
     }
 

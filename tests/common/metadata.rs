@@ -51,6 +51,29 @@ pub fn add_xattr(file: &Path, uuid: &str, name: &str, value: &[u8]) {
         DESCRIPTORS.start + descriptors(&page).map(|(_, content)| 5 + content.len()).sum::<usize>();
     assert!(end + descriptor.len() <= DESCRIPTORS.end, "the page has no room for {name}");
     page[end..end + descriptor.len()].copy_from_slice(&descriptor);
+    write(file, offset, page);
+}
+
+/// Gives an xattr of a lvol another name, of the same length. The target must not run.
+pub fn rename_xattr(file: &Path, uuid: &str, name: &str, other: &str) {
+    assert_eq!(name.len(), other.len(), "the new name of the xattr must fit the place of the old");
+    let (offset, _, mut page) = find(file, uuid);
+    let mut place = DESCRIPTORS.start;
+    let mut found = None;
+    for (kind, content) in descriptors(&page) {
+        if kind == XATTR && content[4..].starts_with(name.as_bytes()) {
+            // Behind the descriptor's head, and the lengths of the name and the value.
+            found = Some(place + 5 + 4);
+        }
+        place += 5 + content.len();
+    }
+    let place = found.unwrap_or_else(|| panic!("the lvol has no xattr {name}"));
+    page[place..place + other.len()].copy_from_slice(other.as_bytes());
+    write(file, offset, page);
+}
+
+/// Writes a page with the right checksum.
+fn write(file: &Path, offset: u64, mut page: Vec<u8>) {
     let crc = crc32c(&page[..CRC.start]);
     page[CRC].copy_from_slice(&crc.to_le_bytes());
     File::options()

@@ -15,3 +15,4 @@ pub mod preload;
 pub mod rpc;
 pub mod target;
 pub mod tree;
+pub mod trouble;
