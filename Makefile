@@ -51,7 +51,8 @@ test: build
 # The tests that start a target, on the one that has the extension linked in. (The others are linked
 # statically in any case, or say themselves what they start.)
 TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -e spdk_sys \
-	-e target_folder -e deb.sh -e setup.sh -e 'fn extension' tests/*.rs))
+	-e target_folder -e deb.sh -e setup.sh -e 'fn extension' \
+	-e no_messages tests/*.rs))
 
 test-static: build
 	@$(ENV) LVOL_DETACH_TGT=static scripts/test.sh $(TARGET_TESTS)
