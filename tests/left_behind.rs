@@ -464,16 +464,19 @@ fn start_while_loading() -> Target {
     target.stop();
 
     // First every blob is read, one after the other, with some reads of the device for each; then all
-    // lvols are opened, with one read for each of the fillers.
-    let _loaded = target.start_again_slowly(2000);
-    wait_until("most blobs are read", || target.iostat(&base).reads > reads - FILLERS - 30);
-    target.slow_down_reads("lvs", OPENING.as_micros().try_into().unwrap());
+    // lvols are opened, with one read for each of the fillers. The last reads before that are slowed
+    // down more and more, so that the test isn't too late on a busy machine.
+    let _loaded = target.start_again_slowly(2_000);
+    for (left, latency) in [(150, Duration::from_millis(20)), (20, OPENING)] {
+        wait_until("most blobs are read", || target.iostat(&base).reads > reads - FILLERS - left);
+        target.slow_down_reads("lvs", latency.as_micros().try_into().unwrap());
+    }
     wait_until("r has a bdev", || target.bdev("lvs/r").is_some());
     assert_eq!(target.bdev("lvs/s"), None, "the lvstore was loaded too fast");
     target
 }
 
-const OPENING: Duration = Duration::from_millis(300);
+const OPENING: Duration = Duration::from_millis(500);
 
 #[track_caller]
 fn wait_until(what: &str, is_so: impl Fn() -> bool) {
