@@ -165,7 +165,7 @@ fn u32_at(bytes: &[u8], offset: usize) -> u32 {
 }
 
 /// CRC-32C, bit by bit: there are few pages.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 }
