@@ -193,11 +193,11 @@ impl Survey<'_> {
     fn find_reader(&self, listed: Reader) -> Result<Option<Member>> {
         let Some(blob) = self.bs.get_open(listed.id) else {
             let lvol = self.root.lvol.as_ref();
-            if lvol.is_some_and(|lvol| lvol.store_may_have(listed.id)) {
-                let (id, name) = (listed.id, self.name(&self.root.blob));
+            if let Some(reader) = lvol.and_then(|lvol| lvol.in_store(listed.id)) {
+                let name = self.name(&self.root.blob);
                 return Err(busy(format!(
-                    "the lvol of blob {id:#x}, which reads through {name}, is being opened, created or \
-                     deleted, or could not be opened"
+                    "{reader}, which reads through {name}, is being opened, created or deleted, or \
+                     could not be opened"
                 )));
             }
             return Ok(None);
@@ -262,7 +262,7 @@ impl Survey<'_> {
             return Ok(Member { blob, lvol: Some(lvol) });
         }
         let (relative, name) = (self.name(&blob), self.name(&self.root.blob));
-        Err(if root.store_may_have(blob.id()) {
+        Err(if root.in_store(blob.id()).is_some() {
             busy(format!(
                 "{relative}, in the chain of {name}, has no bdev: it is being opened, created or \
                  deleted, or could not be opened"

@@ -112,11 +112,11 @@ impl Lvol {
         unsafe { Blobstore::new((*(*self.lvol.as_ptr()).lvol_store).blobstore) }
     }
 
-    /// Whether the same store has an lvol of this blob in any of its lists, or is about to: while one
-    /// is being created (as a snapshot or a clone, too) its blob may be there already.
-    pub fn store_may_have(&self, id: BlobId) -> bool {
+    /// What to call the lvol of this blob, if the same store has one in any of its lists, or is about
+    /// to: while one is being created (as a snapshot or a clone, too) its blob may be there already.
+    pub fn in_store(&self, id: BlobId) -> Option<String> {
         // SAFETY: the lvol's store is in memory (invariant), with lists of its lvols that change on
-        // this thread.
+        // this thread, and whose names end in NUL.
         unsafe {
             let store = (*self.lvol.as_ptr()).lvol_store;
             let lists = [(*store).lvols.tqh_first, (*store).retry_open_lvols.tqh_first];
@@ -125,8 +125,14 @@ impl Lvol {
                     |lvol: &NonNull<sys::spdk_lvol>| NonNull::new((*lvol.as_ptr()).link.tqe_next);
                 std::iter::successors(NonNull::new(first), next)
             });
-            lvols.any(|lvol| (*lvol.as_ptr()).blob_id == id)
-                || !(*store).pending_lvols.tqh_first.is_null()
+            match lvols.find(|lvol| (*lvol.as_ptr()).blob_id == id) {
+                Some(lvol) => {
+                    let name = text(&raw const (*lvol.as_ptr()).name);
+                    Some(format!("{}/{name}", self.store_name()))
+                }
+                None if (*store).pending_lvols.tqh_first.is_null() => None,
+                None => Some(format!("the lvol of blob {id:#x}")),
+            }
         }
     }
 

@@ -28,6 +28,9 @@ enum Event {
     Completed(usize),
 }
 
+/// A write of [`Journal::writes`]: its event, its offset, its bytes, and whether they are there for sure.
+pub type Written = (usize, usize, Vec<u8>, bool);
+
 pub struct Journal {
     base: Vec<u8>,
     log: Rc<RefCell<Log>>,
@@ -120,7 +123,7 @@ impl Journal {
     /// What is on the device for sure after the first events, and what else was written by then: each
     /// write with its event, its offset and its bytes, in order. The flag says that it was completed
     /// before a flush was begun which has been completed as well.
-    pub fn writes(&self, at: usize) -> (Vec<u8>, Vec<(usize, usize, Vec<u8>, bool)>) {
+    pub fn writes(&self, at: usize) -> (Vec<u8>, Vec<Written>) {
         let events = &self.log.borrow().events;
         let mut completed = BTreeSet::new();
         let mut covered = BTreeMap::new();
