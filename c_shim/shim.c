@@ -2,7 +2,7 @@
 
 /*
  * Registers the extension with SPDK, in the process that loads it or has it linked in, if that is an
- * SPDK application.
+ * SPDK target.
  *
  * The library that is preloaded refers to no symbol of SPDK's, or no other process could be started
  * with it. In their place it has stubs, which build.rs makes: each jumps to the address that its entry
@@ -91,22 +91,24 @@ find_functions(void)
 	}
 }
 
-/* Whether the process has what start and stop call. Any other function it may lack. */
+/* Whether there can be lvols in the process, and what it takes to say in its log that another function is
+ * missing. What the library is linked into is a target. */
 static bool
-is_spdk_application(void)
+is_target(void)
 {
 	static const char *const functions[] = {
-		"spdk_add_subsystem", "spdk_add_subsystem_depend", "spdk_subsystem_init_next",
-		"spdk_subsystem_fini_next", "spdk_log", "spdk_log_register_flag",
+		"spdk_lvs_init", "spdk_log", "spdk_log_register_flag",
+		"spdk_add_subsystem", "spdk_add_subsystem_depend",
+		"spdk_subsystem_init_next", "spdk_subsystem_fini_next",
 	};
-	struct need *need;
 	size_t i;
 
-	for (need = __start_lvol_detach_needs; need < __stop_lvol_detach_needs; need++) {
-		for (i = 0; i < SPDK_COUNTOF(functions); i++) {
-			if (need->address == NULL && strcmp(need->function, functions[i]) == 0) {
-				return false;
-			}
+	if (__start_lvol_detach_needs == __stop_lvol_detach_needs) {
+		return true;
+	}
+	for (i = 0; i < SPDK_COUNTOF(functions); i++) {
+		if (dlsym(RTLD_DEFAULT, functions[i]) == NULL) {
+			return false;
 		}
 	}
 	return true;
@@ -163,10 +165,10 @@ leave_environment(void)
 __attribute__((constructor)) static void
 load(void)
 {
-	find_functions();
-	if (!is_spdk_application()) {
+	if (!is_target()) {
 		return;
 	}
+	find_functions();
 	leave_environment();
 	spdk_log_register_flag("lvol_detach", &SPDK_LOG_lvol_detach);
 	spdk_add_subsystem(&g_subsystem);

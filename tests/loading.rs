@@ -67,6 +67,47 @@ fn a_program_of_spdk_s_without_lvols_is_not_disturbed() {
     }
 }
 
+/// An application of somebody's own, which has subsystems and no bdevs, starts as without the library.
+#[test]
+#[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into such an application")]
+fn an_application_without_lvols_is_not_disturbed() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("no_bdevs");
+    let root = spdk_root();
+    let libraries = quiet(
+        Command::new("pkg-config")
+            .args(["--libs", "spdk_event", "spdk_env_dpdk"])
+            .env("PKG_CONFIG_PATH", root.join("build/lib/pkgconfig")),
+    );
+    let config = fs::read_to_string(root.join("mk/config.mk")).unwrap();
+    quiet(
+        Command::new("cc")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/no_bdevs.c"))
+            .arg("-I")
+            .arg(root.join("include"))
+            .arg("-o")
+            .arg(&program)
+            .args(config.contains("CONFIG_ASAN?=y").then_some("-fsanitize=address"))
+            // SPDK's libraries don't name what they need.
+            .arg("-Wl,--no-as-needed")
+            .args(libraries.split_whitespace())
+            .arg(format!("-L{}/isa-l/.libs", root.display()))
+            .args(["-lisal", "-lcrypto", "-lssl"])
+            .arg(format!("-Wl,-rpath-link,{}/dpdk/build/lib", root.display())),
+    );
+    let says = |preload: &Path| {
+        let output = Command::new(&program)
+            .env("LD_LIBRARY_PATH", format!("{}:{}/isa-l/.libs", library_path(), root.display()))
+            .env("LD_PRELOAD", preload)
+            .output()
+            .unwrap();
+        let lines = String::from_utf8_lossy(&output.stderr).lines().count();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        lines
+    };
+    assert_eq!(says(&extension()), says(Path::new("")), "lines in the log");
+}
+
 #[test]
 #[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into this SPDK's target")]
 fn a_wrapper_starts_a_target_with_the_extension() {
