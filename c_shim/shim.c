@@ -26,9 +26,10 @@ struct need {
 	void *address;
 };
 
-/* Made by the linker, if there is such a section. */
-extern struct need __start_lvol_detach_needs[] __attribute__((weak, visibility("hidden")));
-extern struct need __stop_lvol_detach_needs[] __attribute__((weak, visibility("hidden")));
+/* Made by the linker, if there is such a section. (Were they said to be hidden, the compiler would take it
+ * for granted.) */
+extern struct need __start_lvol_detach_needs[] __attribute__((weak));
+extern struct need __stop_lvol_detach_needs[] __attribute__((weak));
 
 /* The functions that the process lacks, as far as there is room. */
 static char g_missing[512];
@@ -103,7 +104,7 @@ is_target(void)
 	};
 	size_t i;
 
-	if (__start_lvol_detach_needs == __stop_lvol_detach_needs) {
+	if (__start_lvol_detach_needs == NULL) {
 		return true;
 	}
 	for (i = 0; i < SPDK_COUNTOF(functions); i++) {
