@@ -1,6 +1,9 @@
 """Adds the method bdev_lvol_detach_parent to SPDK's own rpc.py.
 
-    PYTHONPATH=python spdk-rpc --plugin spdk_lvol_detach bdev_lvol_detach_parent lvs/snap3
+    spdk-rpc --plugin spdk_lvol_detach bdev_lvol_detach_parent lvs/snap3
+
+Installed, it is where the system's Python looks. From a checkout, or where another Python runs
+rpc.py, PYTHONPATH has to name this file's folder.
 
 It imports nothing of SPDK's, so that it works with any rpc.py that has --plugin.
 """
