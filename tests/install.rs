@@ -259,7 +259,7 @@ fn what_is_installed_works_and_can_be_taken_away() {
     assert!(target.has_method("bdev_lvol_detach_parent"));
     let version = env!("CARGO_PKG_VERSION");
     let line =
-        format!("{METHOD} is registered (version {version}, built for SPDK v{})", spdk_release());
+        format!("{METHOD} is registered (version {version}, built for SPDK v{}", spdk_release());
     assert!(target.log().contains(&line), "{}", target.log());
     check_schema(&usr.join("share/doc/spdk-lvol-detach/docs/schema.json"), &target);
     check_links(&usr.join("share/doc/spdk-lvol-detach"));
