@@ -6,7 +6,8 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::target::{Options, Program, Target, built};
+use common::preload::built;
+use common::target::{Options, Program, Target};
 use serde_json::{Value, json};
 
 /// The methods of a target, its subsystems, and the modules that do I/O for it.

@@ -6,14 +6,13 @@
 mod common;
 
 use std::ops::AddAssign;
-use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::lvstore::{BLOCK, MIB};
+use common::preload::load_generator;
 use common::rpc::{Connection, EBUSY, request};
-use common::target::{Options, Program, Target, built};
+use common::target::{Options, Program, Target};
 use serde_json::{Value, json};
 
 const DETACHES: u64 = 1000;
@@ -69,17 +68,6 @@ impl AddAssign for Totals {
         self.seen_after += other.seen_after;
         self.complaints.extend(other.complaints);
     }
-}
-
-/// The load generator, which is built if it isn't there.
-fn load_generator() -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--package", "lvol-load", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
-        .status();
-    assert!(status.expect("cargo can be started").success(), "the load generator is not built");
-    built("liblvol_load.so")
 }
 
 fn target_with_load() -> Target {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::lvstore::Disk;
+use super::preload::built;
 use super::rpc::{Connection, Pending, Rpc, RpcResult, request};
 
 /// Only a target that hangs takes so long to start or to stop.
@@ -38,7 +39,10 @@ impl Program {
     /// The command without arguments.
     pub fn command(&self) -> Command {
         match self {
-            Program::Launcher => launcher(),
+            Program::Launcher => {
+                built(if is_static() { "spdk_tgt" } else { "libspdk_lvol_detach.so" });
+                launcher()
+            }
             Program::At(file) => Command::new(file),
             Program::Stock => stock_target(),
             // Not by the launcher: the libraries are for the target, not for a shell.
@@ -389,15 +393,6 @@ fn preload(mut command: Command, libraries: &[PathBuf]) -> Command {
     let libraries: Vec<_> = libraries.iter().map(|path| path.as_os_str()).collect();
     command.env("LD_PRELOAD", libraries.join(OsStr::new(":")));
     command
-}
-
-/// What was built with the tests.
-pub fn built(file: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a process has a file");
-    let folder = test.ancestors().nth(2).expect("a test is in a folder of the target folder");
-    let file = folder.join(file);
-    assert!(file.exists(), "{} is not there: run `make`", file.display());
-    file
 }
 
 /// What a header of the SPDK tree in use defines a name as.
