@@ -9,16 +9,35 @@ use std::ops::AddAssign;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::lvstore::{BLOCK, MIB};
+use common::lvstore::{BLOCK, Lvstore, MIB};
 use common::preload::load_generator;
 use common::rpc::{Connection, EBUSY, request};
 use common::target::{Options, Program, Target};
 use serde_json::{Value, json};
 
 const DETACHES: u64 = 1000;
+/// In each lvstore.
 const FAMILIES: u64 = 2;
 const LVOL_MIB: u64 = 8;
-const CLUSTER: u64 = MIB / 4;
+/// A lvol that is read and written has so many cycles; then there is a new one, none of whose clusters
+/// was ever written.
+const CYCLES: u64 = 8;
+
+/// An lvstore whose device can be unmapped: what was deleted doesn't show in a new cluster.
+#[derive(Debug, Clone, Copy)]
+struct Store {
+    name: &'static str,
+    cluster: u64,
+    /// How many of the detaches there are, in relation to other lvstores.
+    share: u64,
+}
+
+/// In memory, as that is fastest.
+const FAST: Store = Store { name: "fast", cluster: MIB / 4, share: 4 };
+/// On a file whose I/O takes its time: so long a copy is under way.
+const SLOW: Store = Store { name: "slow", cluster: MIB / 16, share: 1 };
+const LATENCY_US: u64 = 300;
+
 const CORES: usize = if cfg!(spdk_clears_unused_copies) { 2 } else { 1 };
 /// What a clone has unmapped reads as its parent again.
 const UNMAP_SPOILS_CLONES: bool =
@@ -37,6 +56,8 @@ struct Totals {
     /// Blocks that were about to change, read while a detach was under way.
     seen_before: u64,
     seen_after: u64,
+    /// Clusters that a write was about to copy when a detach was answered.
+    copied: u64,
     complaints: Vec<String>,
 }
 
@@ -50,6 +71,7 @@ impl Totals {
         self.stale += number("stale");
         self.seen_before += number("seen_before");
         self.seen_after += number("seen_after");
+        self.copied += number("copied");
         let complaints = counters["complaints"].as_array().into_iter().flatten();
         self.complaints.extend(complaints.map(ToString::to_string));
     }
@@ -66,23 +88,39 @@ impl AddAssign for Totals {
         self.stale += other.stale;
         self.seen_before += other.seen_before;
         self.seen_after += other.seen_after;
+        self.copied += other.copied;
         self.complaints.extend(other.complaints);
     }
 }
 
-fn target_with_load() -> Target {
+/// How many detaches there are to be: `STRESS_DETACHES`, for a long run.
+fn detaches() -> u64 {
+    let asked = std::env::var("STRESS_DETACHES").ok();
+    asked.map_or(DETACHES, |number| number.parse().expect("STRESS_DETACHES is a number"))
+}
+
+/// A target with the lvstores that this SPDK can have.
+fn target_with_load() -> (Target, Vec<Store>) {
     let program = Program::With(vec![load_generator()]);
-    let target = Target::start_with(Options { program, ..Options::on_cores(CORES) });
-    // In memory, as that is fastest.
-    target.create_malloc("disk", 256);
+    let mut target = Target::start_with(Options { program, ..Options::on_cores(CORES) });
+    target.create_malloc("disk", 160);
     target.must(
         "bdev_lvol_create_lvstore",
         json!({
-            "bdev_name": "disk", "lvs_name": "lvs",
-            "cluster_sz": CLUSTER, "num_md_pages_per_cluster_ratio": 100,
+            "bdev_name": "disk", "lvs_name": FAST.name,
+            "cluster_sz": FAST.cluster, "num_md_pages_per_cluster_ratio": 100,
         }),
     );
-    target
+    let cluster_size = SLOW.cluster;
+    let options = Lvstore { size_mib: 160, cluster_size, can_be_slow: true, ..Lvstore::default() };
+    target.create_lvstore(SLOW.name, options);
+    // SPDK before 24.05 can't unmap a file.
+    let file = target.bdev(&target.base_bdev(SLOW.name)).unwrap();
+    if file["supported_io_types"]["unmap"] == false {
+        return (target, vec![FAST]);
+    }
+    target.slow_down(SLOW.name, LATENCY_US);
+    (target, vec![FAST, SLOW])
 }
 
 /// A connection whose calls must succeed.
@@ -98,13 +136,14 @@ impl Control {
     }
 
     fn open_load(&mut self, lvol: &str, seed: u64, writes: bool, image: Option<&str>) {
+        let store = if lvol.starts_with(SLOW.name) { SLOW } else { FAST };
         let (writes, write_zeroes, unmaps) = if writes { (6, 2, 2) } else { (0, 0, 0) };
         let unmaps = if UNMAP_SPOILS_CLONES { 0 } else { unmaps };
         self.must(
             "load_open",
             json!({
                 "name": lvol, "tag": seed % 4000 + 1, "seed": seed, "queue_depth": 4,
-                "cluster_blocks": CLUSTER / BLOCK, "max_blocks": MIB / BLOCK,
+                "cluster_blocks": store.cluster / BLOCK, "max_blocks": MIB / BLOCK,
                 "reads": 10, "writes": writes, "write_zeroes": write_zeroes, "unmaps": unmaps,
                 "sparseness": 3, "image": image,
             }),
@@ -115,20 +154,63 @@ impl Control {
         self.must("load_close", json!({"name": lvol}))
     }
 
+    /// Waits until the load has written so often.
+    fn wait_for_writes(&mut self, lvol: &str, count: u64) {
+        let mut writes =
+            || self.must("load_status", json!({"name": lvol}))["writes"].as_u64().unwrap();
+        let before = writes();
+        while writes() < before + count {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn create(&mut self, lvol: &str) {
+        let (store, name) = lvol.split_once('/').unwrap();
+        self.must(
+            "bdev_lvol_create",
+            json!({
+                "lvs_name": store, "lvol_name": name,
+                "size_in_mib": LVOL_MIB, "thin_provision": true,
+            }),
+        );
+    }
+
+    fn clone_of(&mut self, snapshot: &str, clone: &str) {
+        let (_, name) = clone.split_once('/').unwrap();
+        self.must("bdev_lvol_clone", json!({"snapshot_name": snapshot, "clone_name": name}));
+    }
+
+    /// Makes a lvol longer than its parent, if this SPDK reads one.
+    fn grow(&mut self, lvol: &str, mib: u64) {
+        if cfg!(spdk_reads_beyond_parent) {
+            self.must("bdev_lvol_resize", json!({"name": lvol, "size_in_mib": mib}));
+        }
+    }
+
     /// Takes a snapshot under the load. Returns its level.
     fn snapshot(&mut self, lvol: &str, snapshot: &str) -> u64 {
+        self.snapshot_and(lvol, snapshot, false)
+    }
+
+    /// The same; `held` is whether nothing is to be written afterwards.
+    fn snapshot_and(&mut self, lvol: &str, snapshot: &str, held: bool) -> u64 {
         let (_, name) = snapshot.split_once('/').unwrap();
         // So that it is known what belongs to the snapshot. Reads go on.
         self.must("load_hold", json!({"name": lvol}));
         self.must("bdev_lvol_snapshot", json!({"lvol_name": lvol, "snapshot_name": name}));
-        let level = self.must("load_snapshot", json!({"name": lvol, "image": snapshot}));
+        let level =
+            self.must("load_snapshot", json!({"name": lvol, "image": snapshot, "held": held}));
         level.as_u64().expect("a level is a number")
     }
 
     /// Detaches a lvol while all of `loads`, which are on it and on those that read through it, go
-    /// on. Returns how often it was answered that the lvol is busy.
-    fn detach(&mut self, lvol: &str, level: Option<u64>, loads: &[&str]) -> u64 {
+    /// on. Those of `held` have stopped to write before, and begin again with the detach. Returns how
+    /// often it was answered that the lvol is busy.
+    fn detach(&mut self, lvol: &str, level: Option<u64>, loads: &[&str], held: &[&str]) -> u64 {
         let params = |when: &str| json!({"names": loads, "level": level, "when": when});
+        for load in held {
+            self.must("load_hold", json!({"name": load}));
+        }
         for busy in 0.. {
             let before = request("load_detach", params("before"));
             let detach = request("bdev_lvol_detach_parent", json!({"name": lvol}));
@@ -151,68 +233,95 @@ impl Control {
 }
 
 /// Builds a chain beneath a lvol, parts it and deletes it, again and again: old <- new <- head, and
-/// a clone of new. All of them but old are under load.
-fn family(mut control: Control, family: u64, detaches: u64) -> Totals {
-    let [head, old, new, clone] =
-        ["head", "old", "new", "clone"].map(|name| format!("lvs/{name}{family}"));
+/// new <- mid <- clone. All of them but old are under load. Each lvol is longer than the one it reads
+/// through was at first.
+fn family(mut control: Control, store: Store, family: u64, detaches: u64) -> Totals {
+    let [head, old, new, mid, clone] =
+        ["head", "old", "new", "mid", "clone"].map(|name| format!("{}/{name}{family}", store.name));
     let mut totals = Totals::default();
-    control.open_load(&head, family, true, None);
-    for cycle in 1.. {
-        control.snapshot(&head, &old);
+    for cycle in 0.. {
+        let seed = (cycle * FAMILIES + family) * 4;
+        if cycle % CYCLES == 0 {
+            control.create(&head);
+            control.open_load(&head, seed, true, None);
+        }
+        control.wait_for_writes(&head, 100);
+        let grows = cycle % CYCLES == 0;
+        control.snapshot_and(&head, &old, grows);
+        if grows {
+            totals.add_load(&control.close_load(&head));
+            control.grow(&head, LVOL_MIB + 1);
+            control.open_load(&head, seed + 1, true, Some(&old));
+        }
+        control.wait_for_writes(&head, 10);
         let level = control.snapshot(&head, &new);
-        control.must(
-            "bdev_lvol_clone",
-            json!({"snapshot_name": new, "clone_name": clone.split_once('/').unwrap().1}),
-        );
-        let seed = cycle * FAMILIES + family;
-        control.open_load(&clone, seed + 1, true, Some(&new));
-        control.open_load(&new, seed, false, Some(&new));
+        // Clusters that head doesn't own yet are still so when the detach begins.
+        control.must("load_hold", json!({"name": head}));
+        control.clone_of(&new, &clone);
+        control.grow(&clone, LVOL_MIB + 2);
+        control.open_load(&clone, seed + 2, true, Some(&new));
+        control.open_load(&new, seed + 3, false, Some(&new));
+        control.wait_for_writes(&clone, 10);
+        let mid_level = control.snapshot(&clone, &mid);
+        control.open_load(&mid, seed, false, Some(&mid));
 
-        // A snapshot, read by its clones; then those.
-        totals.busy += control.detach(&new, Some(level), &[&new, &clone, &head]);
+        // A snapshot, read by its clones and theirs; a snapshot between; then those that are written.
+        let loads = [&*new, &*head, &*mid, &*clone];
+        let held = if cycle % 2 == 0 { vec![&*head, &*clone] } else { vec![&*head] };
+        totals.busy += control.detach(&new, Some(level), &loads, &held);
         control.must("bdev_lvol_delete", json!({"name": old}));
-        totals.busy += control.detach(&clone, None, &[&clone]);
-        totals.busy += control.detach(&head, None, &[&head]);
-        totals.detaches += 3;
+        totals.busy += control.detach(&mid, Some(mid_level), &loads[2..], &[&clone]);
+        totals.busy += control.detach(&clone, None, &[&clone], &[&clone]);
+        totals.busy += control.detach(&head, None, &[&head], &[]);
+        totals.detaches += 4;
 
-        for lvol in [&clone, &new] {
+        for lvol in [&clone, &mid, &new] {
             totals.add_load(&control.close_load(lvol));
             control.must("bdev_lvol_delete", json!({"name": lvol}));
         }
-        if totals.detaches >= detaches {
+        let is_last = totals.detaches >= detaches;
+        if is_last || (cycle + 1) % CYCLES == 0 {
+            totals.add_load(&control.close_load(&head));
+            control.must("bdev_lvol_delete", json!({"name": head}));
+        }
+        if is_last {
             break;
         }
     }
-    totals.add_load(&control.close_load(&head));
     totals
 }
 
 #[test]
 fn a_thousand_detaches_under_load() {
-    let mut target = target_with_load();
-    let neighbour = "lvs/neighbour";
-    target.create_thin(neighbour, LVOL_MIB);
-    for number in 0..FAMILIES {
-        target.create_thin(&format!("lvs/head{number}"), LVOL_MIB);
-    }
+    let (mut target, stores) = target_with_load();
+    let neighbours: Vec<_> =
+        stores.iter().map(|store| format!("{}/neighbour", store.name)).collect();
     let mut control = Control(target.connect());
-    control.open_load(neighbour, 77, true, None);
+    for (neighbour, seed) in neighbours.iter().zip(77..) {
+        control.create(neighbour);
+        control.open_load(neighbour, seed, true, None);
+    }
 
     let started = Instant::now();
+    let wanted = detaches();
+    let shares: u64 = stores.iter().map(|store| store.share).sum();
     let mut totals = Totals::default();
     thread::scope(|scope| {
-        let families: Vec<_> = (0..FAMILIES)
-            .map(|number| {
+        let mut families = Vec::new();
+        for &store in &stores {
+            for number in 0..FAMILIES {
                 let control = Control(target.connect());
-                let detaches = DETACHES.div_ceil(FAMILIES);
-                scope.spawn(move || family(control, number, detaches))
-            })
-            .collect();
+                let detaches = (wanted * store.share).div_ceil(FAMILIES * shares);
+                families.push(scope.spawn(move || family(control, store, number, detaches)));
+            }
+        }
         for family in families {
             totals += family.join().expect("the target does as it is told");
         }
     });
-    totals.add_load(&control.close_load(neighbour));
+    for neighbour in &neighbours {
+        totals.add_load(&control.close_load(neighbour));
+    }
 
     println!(
         "stress: {} detaches, {} I/Os, {:.1} GiB, {} torn, {} stale",
@@ -224,41 +333,43 @@ fn a_thousand_detaches_under_load() {
     );
     println!(
         "stress: {:.0} s; blocks read during a detach that changed them: {} as before, {} as after; \
-         {} times busy",
+         {} clusters being copied at a reply; {} times busy",
         started.elapsed().as_secs_f64(),
         totals.seen_before,
         totals.seen_after,
+        totals.copied,
         totals.busy,
     );
     assert_eq!((totals.torn, totals.stale, totals.errors), (0, 0, 0), "{:#?}", totals.complaints);
-    assert!(totals.detaches >= DETACHES);
+    assert!(totals.detaches >= wanted);
+    assert!(totals.copied > totals.detaches / 10, "too little was under way to tell anything");
     target.stop();
 }
 
 #[test]
 fn the_load_finds_what_a_detach_would_leave_behind() {
-    let target = target_with_load();
-    target.create_thin("lvs/head", LVOL_MIB);
+    let (target, _) = target_with_load();
     let mut control = Control(target.connect());
-    control.open_load("lvs/head", 1, true, None);
+    control.create("fast/head");
+    control.open_load("fast/head", 1, true, None);
     let count = |name: &str| {
-        let counters = target.must("load_status", json!({"name": "lvs/head"}));
+        let counters = target.must("load_status", json!({"name": "fast/head"}));
         counters[name].as_u64().expect("the load counts")
     };
     while count("writes") < 1000 {
         thread::sleep(Duration::from_millis(10));
     }
-    control.snapshot("lvs/head", "lvs/old");
+    control.snapshot("fast/head", "fast/old");
     assert_eq!(count("stale"), 0);
 
     // It is told of a detach that there was not.
     for when in ["before", "after"] {
-        control.must("load_detach", json!({"names": ["lvs/head"], "when": when}));
+        control.must("load_detach", json!({"names": ["fast/head"], "when": when}));
     }
 
     while count("stale") == 0 {
         thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(count("torn"), 0);
-    control.close_load("lvs/head");
+    control.close_load("fast/head");
 }

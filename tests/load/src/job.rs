@@ -4,7 +4,8 @@ use std::ffi::{CString, c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use spdk_sys as sys;
@@ -59,6 +60,35 @@ fn threads() -> &'static [*mut sys::spdk_thread] {
         Threads(threads)
     });
     &threads.0
+}
+
+static STALLED: AtomicBool = AtomicBool::new(false);
+
+/// Keeps the last core busy until [`release`]: whatever an SPDK thread there is in the middle of stays
+/// so. The request is answered when it has come to that.
+pub fn stall(request: Request) -> Result<(), (Request, String)> {
+    unsafe extern "C" fn wait(ctx: *mut c_void) {
+        // SAFETY: the context is the box from below, once.
+        let request = unsafe { Box::from_raw(ctx.cast::<Request>()) };
+        request.reply(Ok(json!(true)));
+        while STALLED.load(Ordering::SeqCst) {
+            sleep(Duration::from_millis(1));
+        }
+    }
+    let [_, .., last] = *threads() else {
+        return Err((request, "there is but one core, which answers requests".to_owned()));
+    };
+    STALLED.store(true, Ordering::SeqCst);
+    let ctx = Box::into_raw(Box::new(request)).cast();
+    // SAFETY: the thread is there; `wait` takes the box over.
+    let rc = unsafe { sys::spdk_thread_send_msg(last, Some(wait), ctx) };
+    assert_eq!(rc, 0, "no memory for a message");
+    Ok(())
+}
+
+/// Lets the core go on.
+pub fn release() {
+    STALLED.store(false, Ordering::SeqCst);
 }
 
 impl Job {

@@ -67,8 +67,6 @@ struct Cluster {
     level: u64,
     /// The writes of any kind that are in flight.
     writers: u32,
-    /// Changes with what may be read from the cluster.
-    stamp: u64,
 }
 
 /// What a lvol reads as when it is made, as snapshot or as clone.
@@ -84,7 +82,7 @@ pub struct Image {
 struct Expected {
     value: u64,
     maybe_zero: bool,
-    stamp: u64,
+    detaches: u64,
 }
 
 /// An I/O to be done.
@@ -110,6 +108,8 @@ struct Counters {
     /// Blocks that a detach was about to change, read while it was under way: as before, as zeroes.
     seen_before: u64,
     seen_after: u64,
+    /// Clusters that were just about to become the lvol's when a detach was answered.
+    copied: u64,
 }
 
 pub struct Model {
@@ -121,6 +121,8 @@ pub struct Model {
     generation: u64,
     /// Clusters below this level are about to become zeroes.
     detaching: Option<u64>,
+    /// How often one was begun or answered.
+    detaches: u64,
     held: bool,
     writes_in_flight: usize,
     random: fastrand::Rng,
@@ -151,6 +153,7 @@ impl Model {
             level: image.map_or(1, |image| image.level + 1),
             generation: 0,
             detaching: None,
+            detaches: 0,
             held: false,
             writes_in_flight: 0,
             random: fastrand::Rng::with_seed(options.seed),
@@ -196,11 +199,12 @@ impl Model {
         self.level
     }
 
-    /// A detach at this level is about to be sent.
+    /// A detach at this level is about to be sent. Writes that were held go on.
     pub fn detaching(&mut self, level: u64) {
+        self.release();
         self.detaching = Some(level);
+        self.detaches += 1;
         for index in self.clusters_below(level) {
-            self.clusters[index].stamp += 1;
             for block in self.blocks_of(index) {
                 self.blocks[block].maybe_zero = self.blocks[block].value != 0;
             }
@@ -210,13 +214,15 @@ impl Model {
     /// The detach has been answered.
     pub fn detached(&mut self, level: u64) {
         self.detaching = None;
+        self.detaches += 1;
         for index in self.clusters_below(level) {
-            self.clusters[index].stamp += 1;
             // A write in flight may have copied the cluster before.
             if self.clusters[index].writers == 0 {
                 for block in self.blocks_of(index) {
                     (self.blocks[block].value, self.blocks[block].maybe_zero) = (0, false);
                 }
+            } else {
+                self.counters.copied += 1;
             }
         }
     }
@@ -294,10 +300,9 @@ impl Model {
         if self.blocks[blocks.clone()].iter().any(|block| block.written) {
             return None;
         }
-        let size = self.options.cluster_blocks;
         let expected = blocks.clone().map(|index| {
             let Block { value, maybe_zero, .. } = self.blocks[index];
-            Expected { value, maybe_zero, stamp: self.clusters[index / size].stamp }
+            Expected { value, maybe_zero, detaches: self.detaches }
         });
         let expected = expected.collect();
         self.blocks[blocks.clone()].iter_mut().for_each(|block| block.readers += 1);
@@ -319,7 +324,6 @@ impl Model {
         self.blocks[blocks.clone()].iter_mut().for_each(|block| block.written = true);
         for cluster in &mut self.clusters[clusters] {
             cluster.writers += 1;
-            cluster.stamp += 1;
         }
         self.writes_in_flight += 1;
         self.generation += 1;
@@ -330,9 +334,9 @@ impl Model {
     /// it the owner just before.
     fn after_unmap(&self, index: usize) -> Expected {
         let Block { value, .. } = self.blocks[index];
-        let Cluster { level, stamp, .. } = self.clusters[index / self.options.cluster_blocks];
-        let is_owned = level == self.level;
-        Expected { value: if is_owned { 0 } else { value }, maybe_zero: true, stamp }
+        let is_owned = self.clusters[index / self.options.cluster_blocks].level == self.level;
+        let value = if is_owned { 0 } else { value };
+        Expected { value, maybe_zero: true, detaches: self.detaches }
     }
 
     /// Whether the cluster is one of those that are written at this level.
@@ -359,7 +363,6 @@ impl Model {
         let clusters = self.clusters_of(&plan.blocks);
         for cluster in &mut self.clusters[clusters] {
             cluster.writers -= 1;
-            cluster.stamp += 1;
         }
         self.writes_in_flight -= 1;
     }
@@ -448,14 +451,13 @@ impl Model {
                     _ => self.counters.seen_before += 1,
                 }
             }
-            // What it is has been seen, and it stays so; but as before only until the detach.
-            if maybe_zero && cluster.stamp == expected.stamp && cluster.writers == 0 {
-                if word == 0 {
-                    self.blocks[index].value = 0;
-                    self.blocks[index].maybe_zero = false;
-                } else if !changing {
-                    self.blocks[index].maybe_zero = false;
-                }
+            // What it is has been seen, and it stays so, whatever is written beside it: zeroes for good,
+            // as no copy that is under way may bring back what was before; the other until a detach.
+            if maybe_zero && word == 0 {
+                self.blocks[index].value = 0;
+                self.blocks[index].maybe_zero = false;
+            } else if maybe_zero && !changing && self.detaches == expected.detaches {
+                self.blocks[index].maybe_zero = false;
             }
         }
     }
@@ -474,7 +476,7 @@ impl Model {
             "bytes": blocks * BLOCK as u64,
             "errors": errors, "torn": torn, "stale": stale,
             "seen_before": self.counters.seen_before, "seen_after": self.counters.seen_after,
-            "complaints": self.complaints,
+            "copied": self.counters.copied, "complaints": self.complaints,
             "read_us": self.read_latency.report(), "write_us": self.write_latency.report(),
         })
     }

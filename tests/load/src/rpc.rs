@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spdk_sys as sys;
 
-use crate::job::Job;
+use crate::job::{self, Job};
 use crate::locked;
 use crate::model::{Image, Options};
 
@@ -54,6 +54,8 @@ const METHODS: &[(&CStr, Handler)] = &[
     (c"load_status", status),
     (c"load_longest_writes", longest_writes),
     (c"load_close", close),
+    (c"load_stall", stall),
+    (c"load_release", release),
 ];
 
 /// Run by the dynamic linker when the library is loaded, as what SPDK's `SPDK_RPC_REGISTER` makes.
@@ -149,19 +151,23 @@ struct Snapshot {
     name: String,
     /// What to call what the snapshot reads as.
     image: String,
+    /// Whether writes are still held, as the load is to end.
+    held: bool,
 }
 
-/// A snapshot was taken while writes were held; they go on now. The result is the snapshot's level.
+/// A snapshot was taken while writes were held; they go on now, or not. The result is the snapshot's level.
 unsafe extern "C" fn snapshot(
     request: *mut sys::spdk_jsonrpc_request,
     params: *const sys::spdk_json_val,
 ) {
     // SAFETY: SPDK passes null or parsed JSON.
-    let result = unsafe { decode(params) }.and_then(|Snapshot { name, image }| {
+    let result = unsafe { decode(params) }.and_then(|Snapshot { name, image, held }| {
         let job = job(&name)?;
         let mut model = locked(&job.model);
         let (level, content) = model.snapshot();
-        model.release();
+        if !held {
+            model.release();
+        }
         locked(&IMAGES).insert(image, content);
         Ok(json!(level))
     });
@@ -241,4 +247,19 @@ unsafe extern "C" fn close(
         Ok(job) => job.close(Request(request)),
         Err(error) => Request(request).reply(Err(error)),
     }
+}
+
+/// Nothing runs on the last core until `load_release`.
+unsafe extern "C" fn stall(request: *mut sys::spdk_jsonrpc_request, _: *const sys::spdk_json_val) {
+    if let Err((request, error)) = job::stall(Request(request)) {
+        request.reply(Err(error));
+    }
+}
+
+unsafe extern "C" fn release(
+    request: *mut sys::spdk_jsonrpc_request,
+    _: *const sys::spdk_json_val,
+) {
+    job::release();
+    Request(request).reply(Ok(json!(true)));
 }
