@@ -348,7 +348,14 @@ fn a_blob_of_many_pages_costs_no_more() {
         assert!(pages >= PAGES, "{pages} pages");
         let names = world.names.clone();
         world.unload().await.unwrap();
+        let before = image.borrow().clone();
         assert_eq!(cost(&image, &names, "vol").await, ONE_OF_EACH);
+        // The root page was full, and is not any more. (The unload has written the superblock.)
+        let root = root_page(&before, names["vol"]);
+        assert!(changed_pages(&before, &image.borrow()).contains(&root));
+        let is_empty = |image: &[u8]| image[root..root + MD_PAGE_LEN - 8].ends_with(&[0; 21]);
+        assert!(!is_empty(&before) && is_empty(&image.borrow()));
+        World::load(&image, None, &names).await.unwrap().unload().await.unwrap();
     });
 }
 

@@ -228,7 +228,8 @@ impl Recording {
     /// The steps of which something is open, or whose end has just been.
     fn open_steps(&self, cut: &PowerCut, at: usize) -> impl Iterator<Item = &Step> {
         let since = cut.first_open.unwrap_or(at);
-        self.steps.iter().filter(move |step| step.end >= since && step.start <= at)
+        let has_begun = move |step: &&Step| step.start < at || step.start == 0;
+        self.steps.iter().filter(has_begun).filter(move |step| step.end >= since)
     }
 
     /// Whether nothing is open but of operations that are safe: a detach, and an xattr of a blob whose
@@ -345,6 +346,9 @@ impl Recording {
         let begun = self.steps.iter().skip(last.map_or(0, |last| last + 1));
         let begun = begun.filter(|step| step.start < at).map(|step| step.op);
         let play: Vec<Op> = begun.filter(|op| op.detaches().is_none()).collect();
+        if play.is_empty() {
+            return BTreeSet::new();
+        }
         let image = self.image_after(last.map_or(0, |last| self.steps[last].end));
         let alone =
             Recording::on(&image, self.names.clone(), self.start, self.scenario, &play).await;
