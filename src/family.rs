@@ -307,6 +307,8 @@ fn busy(what: String) -> Error {
 fn inconsistent(what: String) -> Error {
     Error::new(
         libc::EUCLEAN,
-        format!("{what}. Nothing was changed: restart the target, then look at the chain again"),
+        format!(
+            "{what}. Nothing was changed. Copy what can be read before the target is restarted, then look at the chain again"
+        ),
     )
 }
