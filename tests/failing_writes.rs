@@ -89,10 +89,10 @@ fn nothing_needs_to_be_free() {
             let detach = start(world.store.detach(names[name]));
             wait_and_close(&world, opening).await;
             detach.await.unwrap();
-            let after = world.whole_state().await.unwrap();
-            assert_eq!(after[&names[name]].parent, sys::SPDK_BLOBID_INVALID);
+            let after = world.whole_state().await.unwrap()[&names[name]].clone();
+            assert_eq!(after.parent, sys::SPDK_BLOBID_INVALID);
+            assert_eq!(reload(&copy(&image), &names).await.unwrap()[&names[name]], after);
             world.unload().await.unwrap();
-            assert_eq!(reload(&image, &names).await, Ok(after));
         });
     }
 }
@@ -110,10 +110,10 @@ fn without_a_free_request_set_what_has_waited_is_written_later() {
         wait_and_close(&world, opening).await;
         detach.await.unwrap();
         sync.await.unwrap();
-        let state = world.whole_state().await.unwrap();
-        assert_eq!(state[&names["vol"]].parent, sys::SPDK_BLOBID_INVALID);
-        assert_eq!(state[&names["vol"]].xattrs["name"], b"x");
-        assert_eq!(reload(&copy(&image), &names).await, Ok(state));
+        let after = world.whole_state().await.unwrap()[&names["vol"]].clone();
+        assert_eq!(after.parent, sys::SPDK_BLOBID_INVALID);
+        assert_eq!(after.xattrs["name"], b"x");
+        assert_eq!(reload(&copy(&image), &names).await.unwrap()[&names["vol"]], after);
         world.unload().await.unwrap();
     });
 }
@@ -175,8 +175,11 @@ async fn fail_everywhere(scenario: &'static Scenario) -> Tried {
 }
 
 impl Tried {
-    /// Tries a fault, unless the scenario is over before it.
+    /// Tries a fault, unless the scenario is over before it, or enough is known of what fails.
     async fn add(&mut self, play: &Play<'_>, image: &Image) -> bool {
+        if self.failures.len() > 5 {
+            return false;
+        }
         let mut crashes = 0;
         for ending in [Ending::Retry, Ending::Unload] {
             match play.play(&copy(image), ending).await {

@@ -29,8 +29,9 @@ const EMPTY_PARENT: &[Op] = &[
     Op::Write("vol", 3, 0x11),
 ];
 const SNAP2: &[Op] = &[Op::Snapshot("vol", "snap2"), Op::Write("vol", 1, 0x22)];
-/// An xattr that leaves no room for the parent's name in the root page.
-const LONG: usize = 4020;
+/// An xattr that leaves no room in the root page, neither for the parent's name nor for the beginning of
+/// what comes after it.
+const LONG: usize = 4029;
 const IN_THE_SECOND: &[Op] = &[Op::SetXattr("vol", "a", LONG)];
 const SNAP2_IN_THE_SECOND: &[Op] =
     &[Op::SnapshotWithXattr("vol", "snap2", LONG), Op::Write("vol", 1, 0x22)];
@@ -139,8 +140,8 @@ fn changed_pages(before: &[u8], after: &[u8]) -> Vec<usize> {
 fn a_page_may_be_larger() {
     for extent_table in [true, false] {
         for md_page_len in [8, 16, 32, 64].map(|kib| kib * 1024) {
-            let cluster_len = md_page_len.max(store::CLUSTER_LEN);
-            let layout = Layout { cluster_len, md_page_len, extent_table };
+            // There is one metadata page for each cluster.
+            let layout = Layout { cluster_len: 4 * md_page_len, md_page_len, extent_table };
             for (setup, name) in [
                 (&[CHAIN] as &[&[Op]], "vol"),
                 (&[CHAIN], "snap2"),
