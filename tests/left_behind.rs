@@ -48,7 +48,7 @@ fn start() -> Target {
 /// Its metadata page is one before that of vol, where the lvol `hole` was. With one behind it SPDK
 /// itself, without a detach, would crash whenever it loads what is left on the device after the
 /// second or third write: it deletes the half-made snapshot, which it takes for a listed clone of vol's
-/// parent as soon as that has another (`bs_blob_list_remove`; 24.01 to 26.05).
+/// parent as soon as that has another (`bs_blob_list_remove`; 26.01).
 #[track_caller]
 fn fail_snapshot(target: &Target, nth: u64) {
     target.delete("lvs/hole");

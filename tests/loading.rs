@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::preload;
-use common::target::{Options, Program, Target, built, spdk_root};
+use common::preload::built;
+use common::target::{Options, Program, Target, spdk_root};
 use serde_json::{Value, json};
 
 const METHOD: &str = "bdev_lvol_detach_parent";
