@@ -1,6 +1,7 @@
 //! The operation: an lvol is parted from its parent snapshot by rewriting its metadata.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
+use std::fmt;
 
 use crate::backing::{ZeroesDev, stop_copies, take_parent};
 use crate::blob::{BlobId, Blobstore};
@@ -28,11 +29,16 @@ pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     match outcome {
         Ok(Detached { lvol, parent }) => {
             tracing::info!("{lvol} is detached from its parent {parent}");
-            tracing::debug!("{lvol}: {steps}");
+            tracing::debug!("{}: {steps}", lvol.name);
             Ok(())
         }
         Err(error) => {
-            tracing::error!("{error}");
+            // A refusal is the caller's news. What an operator must see to is an error.
+            if error.is_refusal() {
+                tracing::warn!("{error}");
+            } else {
+                tracing::error!("{error}");
+            }
             Err(error)
         }
     }
@@ -57,10 +63,29 @@ async fn find(name: &CStr) -> Result<(Lvol, Blobstore, Turn)> {
 /// What was parted from what.
 #[derive(Debug)]
 pub struct Detached {
-    /// The name of the lvol.
-    pub lvol: String,
-    /// The name of its former parent.
-    pub parent: String,
+    /// The lvol.
+    pub lvol: Named,
+    /// Its former parent.
+    pub parent: Named,
+}
+
+/// An lvol, for the log.
+#[derive(Debug)]
+pub struct Named {
+    /// `lvs/lvol`
+    pub name: String,
+    /// An lvol of a very old lvstore has none.
+    pub uuid: Option<CString>,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match &self.uuid {
+            Some(uuid) => write!(f, " ({})", uuid.to_string_lossy()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Detaches the blob `id`, which is that of `lvol`, or of none in a blobstore without lvols,
@@ -79,6 +104,10 @@ pub async fn detach(
     steps.done("open");
     let (name, parent_name) = (family.name(), family.parent_name());
     let blob = family.root();
+    let detached = Detached {
+        lvol: Named { name: name.clone(), uuid: blob.uuid() },
+        parent: Named { name: parent_name.clone(), uuid: family.parent.blob.uuid() },
+    };
     erase_parent(blob).await.map_err(|error| write_error(&error, &name, &parent_name))?;
     steps.done("write");
 
@@ -89,7 +118,7 @@ pub async fn detach(
     steps.done("copies");
     if !has_ended {
         // The target stops. What is in memory goes as it is, device and all.
-        return Ok(Detached { lvol: name, parent: parent_name });
+        return Ok(detached);
     }
     // A read may have looked for its cluster before the last of those copies put it into the lvol's map,
     // and not looked at the device yet. It would find zeroes, and the next read the copy.
@@ -113,7 +142,7 @@ pub async fn detach(
     }
     drop(parent.lvol);
     steps.done("release");
-    Ok(Detached { lvol: name, parent: parent_name })
+    Ok(detached)
 }
 
 fn write_error(error: &WriteError, name: &str, parent: &str) -> Error {

@@ -31,6 +31,11 @@ impl Error {
         self.errno.0 == libc::EBUSY
     }
 
+    /// Whether nothing is wrong but what was asked for, or when.
+    pub fn is_refusal(&self) -> bool {
+        [libc::ENODEV, libc::EINVAL, libc::EBUSY, libc::ESHUTDOWN].contains(&self.errno.0)
+    }
+
     /// Whether the SPDK that runs is not the one that this is built for.
     pub fn is_misfit(&self) -> bool {
         self.errno.0 == libc::ENOTSUP

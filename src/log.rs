@@ -15,7 +15,7 @@ use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
 
 unsafe extern "C" {
-    /// Made by `SPDK_LOG_REGISTER_COMPONENT` in `c_shim/shim.c`.
+    /// Defined in `c_shim/shim.c`.
     static SPDK_LOG_lvol_detach: sys::spdk_log_flag;
 }
 

@@ -1089,16 +1089,16 @@ fn the_log_tells_of_the_registration_and_of_each_detach() {
     target.detach("lvs/keeper");
     assert!(one_line_with(&["*NOTICE*", "lvs/keeper"]).contains("lvs/damaged"));
 
-    // A failure is an ERROR, in the words of the reply.
+    // A refusal is a WARNING, in the words of the reply.
     let error = detach_error(&target, "lvs/keeper");
-    let told = one_line_with(&["*ERROR*", "lvs/keeper"]);
+    let told = one_line_with(&["*WARNING*", "lvs/keeper"]);
     assert!(told.contains(&error.message), "{told} does not say {error}");
 
-    // Who wants errors only gets errors only.
-    target.must("log_set_print_level", json!({"level": "ERROR"}));
+    // Who wants no notices gets none.
+    target.must("log_set_print_level", json!({"level": "WARNING"}));
     target.detach("lvs/quiet");
     detach_error(&target, "lvs/quiet");
-    one_line_with(&["*ERROR*", "lvs/quiet"]);
+    one_line_with(&["*WARNING*", "lvs/quiet"]);
     assert_eq!(lines_with(&["lvs/quiet"]).len(), 1);
 
     // How long each step took, for who asks for it.
