@@ -20,7 +20,7 @@ packages=(
 client_packages=(qemu-utils qemu-block-extra)
 python_packages=(
 	meson==1.7.0 ninja==1.11.1.4 pyelftools==0.32
-	spdk==26.1 tqdm==4.70.1 ruff==0.17.5 matplotlib==3.11.2
+	spdk==26.1 tqdm==4.70.1 ruff==0.17.5 matplotlib==3.11.2 scipy==1.17.1
 )
 
 log_dir=$cache/log
@@ -144,7 +144,7 @@ install_python_packages() {
 	[ "$(cat "$stamp" 2>/dev/null)" = "${python_packages[*]}" ] && return
 	rm -rf "$venv"
 	run_step "making a Python environment" venv.log 0 : python3 -m venv "$venv"
-	run_step "installing ${python_packages[*]}" pip.log 19 \
+	run_step "installing ${python_packages[*]}" pip.log 20 \
 		count_python_packages "$venv/bin/pip" install "${python_packages[@]}"
 	echo "${python_packages[*]}" >"$stamp"
 }

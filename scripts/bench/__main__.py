@@ -1,4 +1,4 @@
-"""Measures, and writes DIR/performance.md with its charts and every sample in DIR/performance/."""
+"""Measures, and writes DIR/performance.md and its charts; the samples go to target/bench/."""
 
 import argparse
 import functools
@@ -53,6 +53,7 @@ def main():
         if others:
             os.sched_setaffinity(0, others)
         results = {'machine': machine.describe(targets, tempfile.gettempdir())}
+        results['machine']['quick'] = options.quick
         for name, measure in PARTS.items():
             if options.only in (None, name):
                 results[name] = measure(targets, options, progress)
@@ -61,7 +62,9 @@ def main():
 
     folder = options.output / 'performance'
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'results.json').write_text(one_line_a_list(json.dumps(results, indent=1)) + '\n')
+    samples = PROJECT / 'target/bench'
+    samples.mkdir(parents=True, exist_ok=True)
+    (samples / 'results.json').write_text(one_line_a_list(json.dumps(results, indent=1)) + '\n')
     charts.draw(results, folder)
     page.write(results, options.output / 'performance.md')
     progress(f'done: {options.output / "performance.md"}')

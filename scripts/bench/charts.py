@@ -18,6 +18,9 @@ COLOURS = {
 # Which of the writers the charts show, for the lvol that is changed.
 PAUSED = (('lvol', 'lvol'), ('snap', 'clone'), ('lvol', 'neighbour'))
 LINES = {'extension': '-', 'baseline': '--'}
+# So that a line under another one is seen.
+MARKERS = {'bdev_lvol_detach_parent': 'o', 'bdev_lvol_set_parent': 'x'}
+POINTS = 100
 
 
 def draw(results, folder):
@@ -91,9 +94,8 @@ def draw_pauses(entries, folder):
                     changed,
                     writer,
                 ):
-                    method, samples = entry['method'], sorted(entry['longest_write_us'])
-                    # How many of the writes took longer.
-                    share = [1 - rank / len(samples) for rank in range(len(samples))]
+                    method = entry['method']
+                    samples, share = curve(entry['longest_write_us'])
                     # The legend has each method once.
                     label = method if axes is panels[0] else None
                     axes.step(samples, share, color=COLOURS[method], label=label)
@@ -104,6 +106,15 @@ def draw_pauses(entries, folder):
         save(chart, panels[0], folder / f'pause-{base}.svg')
 
 
+def curve(samples):
+    """How many of the samples are longer than which, in no more points than can be seen."""
+    samples = sorted(samples)
+    # Most of them where few are longer, as the axis is logarithmic.
+    ranks = {len(samples) - 1 - round(len(samples) ** (i / POINTS)) for i in range(POINTS + 1)}
+    ranks = sorted({0} | {rank for rank in ranks if rank >= 0})
+    return [samples[rank] for rank in ranks], [1 - rank / len(samples) for rank in ranks]
+
+
 def line(axes, target, method, x, samples):
     low, middle, high = zip(*map(spread, samples), strict=True)
     axes.errorbar(
@@ -112,7 +123,8 @@ def line(axes, target, method, x, samples):
         yerr=errors(low, middle, high),
         color=COLOURS[method],
         linestyle=LINES[target],
-        marker='.',
+        marker=MARKERS.get(method, '.'),
+        fillstyle='none',
         capsize=3,
         label=f'{method} ({target})',
     )

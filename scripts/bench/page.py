@@ -1,8 +1,9 @@
 """The page that shows the results: `page.md` with its tables filled in."""
 
 import string
-from operator import itemgetter
 from pathlib import Path
+
+from scipy.stats import ks_2samp
 
 from .pause import NO_CHANGE
 from .samples import quantile, spread
@@ -17,6 +18,7 @@ WHOLE = 100
 def write(results, path):
     tables = {
         'machine': machine(results['machine']),
+        'quick': ' (with `--quick`: few samples)' if results['machine']['quick'] else '',
         'methods': NOT_MEASURED,
         'requests': NOT_MEASURED,
         'throughput': NOT_MEASURED,
@@ -90,13 +92,26 @@ def steps(entries):
 
 
 def pauses(entries):
+    """With how likely it is that a row's samples are of the same distribution as no change's."""
+
+    def where(entry):
+        return entry['base_bdev'], entry['changed'], entry['writer']
+
+    none = {where(e): e['longest_write_us'] for e in entries if e['method'] == NO_CHANGE}
+
+    def likelihood(entry):
+        if entry['method'] == NO_CHANGE:
+            return ''
+        return f'{ks_2samp(entry["longest_write_us"], none[where(entry)]).pvalue:.2g}'
+
+    head = ['base bdev', 'changed', 'writer', 'request', 'p50', 'p99', 'p99.9', 'longest']
     return table(
-        ['base bdev', 'changed', 'writer', 'request', 'p50', 'p99', 'p99.9', 'longest', 'samples'],
+        [*head, 'as no change, p', 'samples'],
         [
-            [entry['base_bdev'], entry['changed'], entry['writer'], method_name(entry['method'])]
+            [*where(entry), method_name(entry['method'])]
             + [quantile(entry['longest_write_us'], of_1000) for of_1000 in (500, 990, 999, 1000)]
-            + [len(entry['longest_write_us'])]
-            for entry in sorted(entries, key=itemgetter('base_bdev', 'changed', 'writer'))
+            + [likelihood(entry), len(entry['longest_write_us'])]
+            for entry in sorted(entries, key=where)
         ],
     )
 
