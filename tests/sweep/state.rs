@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::client::{Answer, Client, Lost};
 
 /// Bytes of a cluster.
-pub const CLUSTER: u64 = 64 * 1024;
+pub const CLUSTER: u64 = 256 * 1024;
 
 /// A blob's id.
 pub type Id = u64;
