@@ -93,7 +93,8 @@ impl Awaited {
     pub async fn end(self, name: &str) -> bool {
         let Awaited { bs, look, mut io } = self;
         let rests = Rests::start();
-        let mut has_said = false;
+        // Whose I/O the log says is waited for.
+        let mut said: Option<String> = None;
         while !io.is_empty() {
             if turns::are_over() {
                 tracing::warn!(
@@ -105,19 +106,21 @@ impl Awaited {
             rests.rest().await;
             let still: Vec<InFlight> = walk(bs, look).await.into_iter().map(|(io, _)| io).collect();
             io.retain(|io, _| still.contains(io));
-            if !has_said && rests.waited() > LONG {
-                has_said = true;
+            if said.is_none() && rests.waited() > LONG {
                 let seconds = rests.waited().as_secs();
                 let whose = io.values().next().cloned().unwrap_or_default();
                 tracing::warn!(
                     "the detach of {name} waits for I/O of {whose} that began {seconds} s ago and goes \
                      through the former parent"
                 );
+                said = Some(whose);
             }
         }
-        if has_said {
+        if let Some(whose) = said {
             let seconds = rests.waited().as_secs();
-            tracing::warn!("the detach of {name} has waited for I/O for {seconds} s, and goes on");
+            tracing::warn!(
+                "the detach of {name} has waited {seconds} s for I/O of {whose}: it is over"
+            );
         }
         true
     }
