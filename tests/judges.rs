@@ -559,7 +559,8 @@ fn a_target_stops_while_a_detach_waits() {
     let mut detach = start_detach(&target, "lvs/snap");
     assert!(!detach.is_answered(), "the read is not waited for");
     target.stop();
-    // Whatever it has been told.
+    // It may have been told of its read, or try to reach the target again for ever.
+    reader.kill().unwrap();
     reader.wait().unwrap();
     target.start_again();
     assert_eq!(target.parent("lvs/snap"), None, "the device has known it before the wait");
