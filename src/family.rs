@@ -308,7 +308,8 @@ fn inconsistent(what: String) -> Error {
     Error::new(
         libc::EUCLEAN,
         format!(
-            "{what}. Nothing was changed. Copy what can be read before the target is restarted, then look at the chain again"
+            "{what}. Nothing was changed. Copy what can be read before the target is restarted, then look \
+             at the chain again"
         ),
     )
 }
