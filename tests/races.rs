@@ -177,7 +177,8 @@ impl Lab {
                 "done".to_owned()
             }
             Err(error) => {
-                let known = [EBUSY, ENODEV, EINVAL, EIO, -i64::from(libc::ECANCELED)];
+                let in_doubt = -i64::from(libc::ENOTRECOVERABLE);
+                let known = [EBUSY, ENODEV, EINVAL, EIO, in_doubt, -i64::from(libc::ECANCELED)];
                 assert!(known.contains(&error.code), "{error}");
                 error.code.to_string()
             }
