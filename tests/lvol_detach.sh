@@ -322,11 +322,12 @@ detach_vol_delete_snap3() {
 		jq -rs --arg base "$base" '
 			map(objects | .bdevs[] | select(.name == $base)) as [$before, $after]
 			| def grown($key): $after[$key] - $before[$key];
+			"\(grown("num_read_ops")) read, \(grown("bytes_read")) bytes, " +
 			"\(grown("num_write_ops")) write, \(grown("bytes_written")) bytes, " +
-			"\(grown("num_read_ops")) reads, \(grown("num_unmap_ops")) unmaps"'
+			"\(grown("num_unmap_ops")) unmaps"'
 }
-check_output 'detach vol and delete snap3 at once: the device sees one write of 4096 bytes' \
-	'1 write, 4096 bytes, 0 reads, 0 unmaps' detach_vol_delete_snap3
+check_output 'detach vol and delete snap3 at once: the device sees a read and a write of 4096 bytes' \
+	'1 read, 4096 bytes, 1 write, 4096 bytes, 0 unmaps' detach_vol_delete_snap3
 
 # --- Refusals --------------------------------------------------------------------------------
 
@@ -348,7 +349,7 @@ check_lvols 'a clone of an external snapshot, and two lvols without parent' < <(
 check_refused 'no parent' -22 parent detach "$lvs/clone"
 check_refused 'external snapshot' -22 'external snapshot' detach "$lvs/esnap_clone"
 check_refused 'no such lvol' -19 '' detach "$lvs/no_such_lvol"
-check_refused 'a bdev that is no lvol' -19 '' detach "$base"
+check_refused 'a bdev that is not an lvol' -19 '' detach "$base"
 check_refused 'no name' -32602 '' detach_raw '{}'
 check_refused 'a name that is no string' -32602 '' detach_raw '{"name": 1}'
 check_refused 'an unknown parameter' -32602 '' detach_raw "{\"name\": \"$lvs/vol\", \"force\": true}"
