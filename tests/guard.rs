@@ -20,7 +20,7 @@ struct Moved {
     says: &'static str,
 }
 
-const MOVED: [Moved; 4] = [
+const MOVED: [Moved; 6] = [
     Moved {
         header: "lib/blob/blobstore.h",
         field: "struct spdk_bs_dev *back_bs_dev;",
@@ -30,6 +30,16 @@ const MOVED: [Moved; 4] = [
         header: "lib/blob/blobstore.h",
         field: "TAILQ_HEAD(, spdk_blob_list)\tsnapshots;",
         says: "spdk_blob_store.snapshots",
+    },
+    Moved {
+        header: "lib/blob/blobstore.h",
+        field: "TAILQ_HEAD(, spdk_bs_request_set) need_cluster_alloc;",
+        says: "spdk_bs_channel.need_cluster_alloc",
+    },
+    Moved {
+        header: "lib/blob/request.h",
+        field: "struct spdk_bs_dev_cb_args\tcb_args;",
+        says: "spdk_bs_request_set.",
     },
     Moved { header: "lib/blob/blobstore.h", field: "char\t\t*name;", says: "spdk_xattr." },
     Moved {
