@@ -157,8 +157,9 @@ impl Store {
         unsafe {
             sys::spdk_bs_opts_init(&mut opts, size_of::<sys::spdk_bs_opts>());
             let ctx = callback.into_ctx();
+            // A load takes what is on the device, but refuses one with no room for a cluster of that size.
+            opts.cluster_sz = create.map_or(CLUSTER_LEN, |layout| layout.cluster_len) as u32;
             if let Some(layout) = create {
-                opts.cluster_sz = layout.cluster_len as u32;
                 #[cfg(spdk_md_page_size)]
                 {
                     opts.md_page_size = layout.md_page_len as u32;
