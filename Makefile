@@ -55,7 +55,7 @@ TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -
 	-e no_messages tests/*.rs))
 
 test-static: build
-	@$(ENV) LVOL_DETACH_TGT=static scripts/test.sh $(TARGET_TESTS)
+	@$(ENV) KILLS=$${KILLS:-30} LVOL_DETACH_TGT=static scripts/test.sh $(TARGET_TESTS)
 
 # Every test on an SPDK with its assertions and the address sanitizer on.
 test-asan:

@@ -23,6 +23,7 @@ use common::target::Target;
 use fastrand::Rng;
 use serde_json::{Value, json};
 
+/// How many kills, unless `KILLS` says otherwise: what is linked, or watched, how is no matter of their number.
 const KILLS: u32 = 100;
 /// Targets that run, and are killed, at the same time.
 const TARGETS: u32 = 2;
@@ -525,8 +526,10 @@ fn clear(target: &Target, players: Vec<Player>) {
 fn what_was_answered_survives_and_what_was_not_is_done_wholly_or_not_at_all() {
     let mut figures = Figures::default();
     thread::scope(|scope| {
+        let asked = std::env::var("KILLS").ok().and_then(|kills| kills.parse().ok());
+        let all = asked.unwrap_or(KILLS);
         // The last takes what the division leaves.
-        let shares = (0..TARGETS).map(|i| KILLS * (i + 1) / TARGETS - KILLS * i / TARGETS);
+        let shares = (0..TARGETS).map(|i| all * (i + 1) / TARGETS - all * i / TARGETS);
         let targets: Vec<_> = shares.map(|kills| scope.spawn(move || torment(kills))).collect();
         for target in targets {
             figures += target.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
