@@ -23,7 +23,7 @@ MODULES := $(shell $(PYTHON) -c 'import site; \
 OUT := $(or $(CARGO_TARGET_DIR),target)/release
 BUILT := $(addprefix $(OUT)/,libspdk_lvol_detach.so libspdk_lvol_detach.a spdk_tgt)
 
-.PHONY: all build static setup demo rebuild test test-static test-asan bench lint install uninstall
+.PHONY: all build static setup demo rebuild test test-static test-asan sweep bench lint install uninstall
 .PHONY: deb clean
 
 all: build
@@ -56,6 +56,11 @@ TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -
 
 test-static: build
 	@$(ENV) KILLS=$${KILLS:-30} LVOL_DETACH_TGT=static scripts/test.sh $(TARGET_TESTS)
+
+# Each of SPDK's operations on a chain with each of its writes failing, and detaches after it: more than ten
+# minutes. SWEEP is a part of the operations' names.
+sweep: build
+	@$(ENV) SWEEP="$(SWEEP)" cargo test --release --locked --test sweep -- --ignored --nocapture
 
 # Every test on an SPDK with its assertions and the address sanitizer on.
 test-asan:

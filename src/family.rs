@@ -164,8 +164,8 @@ impl Survey<'_> {
         if references < needed {
             let name = self.name(&self.root.blob);
             return Err(inconsistent(format!(
-                "what {name} reads through {} by may be gone, as after a snapshot of {name} failed \
-                 half-way: there are fewer references than readers",
+                "what {name} reads through {} by may be gone, as after a snapshot or a set parent of it \
+                 failed half-way: there are fewer references than readers",
                 self.name(parent)
             )));
         }
@@ -248,8 +248,8 @@ impl Survey<'_> {
         }
         if references < LVOL_REFERENCE + open {
             return inconsistent(format!(
-                "what a clone of {name} reads through it by may be gone, as after a snapshot of the \
-                 clone failed half-way: there are fewer references than readers"
+                "what a clone of {name} reads through it by may be gone, as after a snapshot or a set \
+                 parent of the clone failed half-way: there are fewer references than readers"
             ));
         }
         self.busy(blob)

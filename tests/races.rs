@@ -469,7 +469,7 @@ fn a_reader_that_comes_meanwhile_is_done_with_the_parent_before_the_reply() {
             target.delete(lvol);
         }
     }
-    eprintln!("{slipped} of {ROUNDS} reads slipped through while I/O was held back");
+    eprintln!("{slipped} of {ROUNDS} reads began while a detach was under way");
     target.stop();
 }
 
@@ -505,7 +505,8 @@ fn a_read_in_flight_is_done_before_the_reply() {
             target.must(DETACH, json!({"name": detached}));
             let done = reads();
             reader.join().unwrap().expect("it read what the parent has");
-            assert_eq!(done, settled(reads), "the read was not done at the reply");
+            // SPDK's counters may miss a read whose channel has just been closed, but have none before.
+            assert!(done > before && settled(reads) <= done, "the read was not done at the reply");
         });
         target.slow_down_reads("lvs", 0);
         drop(export);

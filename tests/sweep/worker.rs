@@ -47,7 +47,8 @@ pub struct Worker {
     /// The number of the one in use.
     number: String,
     report: Report,
-    verbose: bool,
+    /// Each lvol is detached after each failed write, and all is told. Otherwise the lvols take turns.
+    everything: bool,
 }
 
 /// How an operation ended.
@@ -120,7 +121,7 @@ impl Worker {
             images: 0,
             number: String::new(),
             report: Report::default(),
-            verbose: std::env::var_os("SWEEP").is_some(),
+            everything: std::env::var_os("SWEEP").is_some(),
         };
         worker.prepare().expect("the target neither crashes nor hangs without a failing write");
         worker
@@ -132,7 +133,7 @@ impl Worker {
     }
 
     fn say(&self, what: impl FnOnce() -> String) {
-        if self.verbose {
+        if self.everything {
             eprintln!("{}", what());
         }
     }
@@ -422,14 +423,15 @@ impl Worker {
         (Images { crash, unload: Some(image.to_owned()) }, Ok(()))
     }
 
-    /// Detaches each of the operation's lvols, each after the operation on a lvstore of its own; and
-    /// all that have a parent, one after the other.
+    /// Detaches the operation's lvols, each after the operation on a lvstore of its own; and all that have a parent, one after the other.
     fn detach_each(&mut self, op: &Op, control: &Control) -> Vec<Detached> {
         let found = op.detached.iter().filter_map(|name| control.memory.find(name));
         let mut turns: Vec<Vec<Id>> = found.map(|id| vec![id]).collect();
         if control.fault.count != 1 {
             // Mostly as if one write had failed.
             turns.clear();
+        } else if !self.everything && !control.is_whole() && !turns.is_empty() {
+            turns = vec![turns.swap_remove(control.fault.first as usize % turns.len())];
         }
         turns.push(control.memory.lvols.keys().copied().collect());
         turns.into_iter().filter_map(|lvols| self.detach(op, control, &lvols)).collect()
