@@ -55,7 +55,8 @@ TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -
 	-e no_messages tests/*.rs))
 
 test-static: build
-	@$(ENV) KILLS=$${KILLS:-30} LVOL_DETACH_TGT=static scripts/test.sh $(TARGET_TESTS)
+	@$(ENV) KILLS=$${KILLS:-30} STRESS_DETACHES=$${STRESS_DETACHES:-300} LVOL_DETACH_TGT=static \
+		scripts/test.sh $(TARGET_TESTS)
 
 # Each of SPDK's operations on a chain with each of its writes failing, and detaches after it: more than ten
 # minutes. SWEEP is a part of the operations' names.

@@ -14,6 +14,6 @@ export ASAN_OPTIONS=verify_asan_link_order=0:${ASAN_OPTIONS:-}
 export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0:${LSAN_OPTIONS:-}
 
 cargo build --release --locked --workspace
-# Fewer kills than make test; and the model of the protocol has nothing of SPDK.
-export KILLS=${KILLS:-30}
+# Less of the same than make test; and the model of the protocol has nothing of SPDK.
+export KILLS=${KILLS:-30} STRESS_DETACHES=${STRESS_DETACHES:-300}
 exec scripts/test.sh --exclude detach-protocol "$@"
