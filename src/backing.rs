@@ -3,7 +3,7 @@
 
 use std::os::raw::c_void;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use spdk_sys as sys;
 
@@ -64,7 +64,7 @@ pub unsafe fn stop_copies(blob: &OpenBlob) {
     /// must not be asked about what is beyond its end. Who has seen this one sees the others.
     #[cfg(spdk_reads_beyond_parent)]
     unsafe extern "C" fn is_range_valid(_: *mut sys::spdk_bs_dev, _: u64, _: u64) -> bool {
-        fence(Ordering::Acquire);
+        std::sync::atomic::fence(Ordering::Acquire);
         true
     }
     let store = |place: *mut c_void, function: *const c_void| {
