@@ -12,7 +12,6 @@
 //! whose page is taken as it is, and it is for SPDK's next sync to write it.
 
 use std::ffi::CStr;
-use std::fmt;
 use std::os::raw::{c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,17 +34,6 @@ pub enum WriteError {
     /// The write or the flush failed with this errno, and so did writing the old page again: the
     /// device may hold either.
     Unknown(c_int),
-}
-
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            WriteError::Unreadable(why) => write!(f, "{why}"),
-            WriteError::PutBack(errno) | WriteError::Unknown(errno) => {
-                write!(f, "{}", errno::Errno(*errno))
-            }
-        }
-    }
 }
 
 impl From<Unreadable> for WriteError {

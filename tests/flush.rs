@@ -19,10 +19,11 @@ const EIO: i64 = -libc::EIO as i64;
 const IN_DOUBT: i64 = -libc::ENOTRECOVERABLE as i64;
 
 /// A target whose `fsync` does what `folder` says (`tests/fsync.c`), and an lvstore on a file.
-fn target_with_fsync(folder: &Path) -> Target {
+fn target_with_fsync(folder: &Path, flush: Option<&str>) -> Target {
     let program = Program::With(vec![preload::build("fsync", folder)]);
     let mut options = Options { program, ..Options::default() };
     options.environment.push(("FSYNC_CONTROL".into(), folder.into()));
+    options.environment.extend(flush.map(|flush| ("LVOL_DETACH_FLUSH".into(), flush.into())));
     Target::start_with(options)
 }
 
@@ -50,7 +51,7 @@ fn calls(folder: &Path) -> Vec<String> {
 #[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into this SPDK's target")]
 fn a_file_is_synced_on_a_thread_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    let mut target = target_with_fsync(folder.path());
+    let mut target = target_with_fsync(folder.path(), None);
     target.create_lvstore("lvs", Lvstore::default());
     create_clones(&target, 1);
     assert_eq!(calls(folder.path()), [""; 0], "SPDK itself flushes nothing");
@@ -79,7 +80,7 @@ fn a_file_is_synced_on_a_thread_of_its_own() {
 fn one_flush_serves_all_that_wait() {
     const CLONES: usize = 100;
     let folder = tempfile::tempdir().unwrap();
-    let mut target = target_with_fsync(folder.path());
+    let mut target = target_with_fsync(folder.path(), None);
     target.create_lvstore("lvs", Lvstore::default());
     create_clones(&target, CLONES);
     // Long enough that all have written when the second begins.
@@ -102,7 +103,7 @@ fn one_flush_serves_all_that_wait() {
 #[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into this SPDK's target")]
 fn a_sync_that_fails_is_a_write_that_failed() {
     let folder = tempfile::tempdir().unwrap();
-    let mut target = target_with_fsync(folder.path());
+    let mut target = target_with_fsync(folder.path(), None);
     target.create_lvstore("lvs", Lvstore::default());
     create_clones(&target, 1);
     let before = target.lvols();
@@ -130,11 +131,7 @@ fn a_sync_that_fails_is_a_write_that_failed() {
 #[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into this SPDK's target")]
 fn it_can_be_switched_off() {
     let folder = tempfile::tempdir().unwrap();
-    let program = Program::With(vec![preload::build("fsync", folder.path())]);
-    let mut options = Options { program, ..Options::default() };
-    options.environment.push(("FSYNC_CONTROL".into(), folder.path().into()));
-    options.environment.push(("LVOL_DETACH_FLUSH".into(), "off".into()));
-    let mut target = Target::start_with(options);
+    let mut target = target_with_fsync(folder.path(), Some("off"));
     target.wait_for_log(|log| {
         log.lines().any(|line| line.contains("is registered") && line.contains("=off"))
     });
