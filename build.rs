@@ -36,6 +36,7 @@ fn main() {
 fn tell_tests(root: &Path) {
     const BLOBSTORE: &str = "lib/blob/blobstore.c";
     for (cfg, file, text) in [
+        ("spdk_asserts", "include/spdk/config.h", "#define SPDK_CONFIG_DEBUG 1"),
         ("spdk_md_page_size", "include/spdk/blob.h", "uint32_t md_page_size;"),
         ("spdk_env_opts_size", "include/spdk/env.h", "opts_size;"),
         ("spdk_blob_set_parent", "include/spdk/blob.h", "spdk_bs_blob_set_parent("),

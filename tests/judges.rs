@@ -571,13 +571,12 @@ fn a_target_stops_while_a_detach_waits() {
 
 /// A client that reads from a lvol, which stays exposed.
 fn start_reader(target: &Target, lvol: &str) -> Child {
-    let export = target.export(lvol);
+    let url = target.export(lvol).leave_exposed();
     let child = Command::new("qemu-io")
-        .args(["-f", "raw", "-t", "unsafe", "-c", &iscsi::read(0, BLOCK, OLD), export.url()])
+        .args(["-f", "raw", "-t", "unsafe", "-c", &iscsi::read(0, BLOCK, OLD), &url])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    std::mem::forget(export);
     child.expect("qemu-io can be started")
 }
 

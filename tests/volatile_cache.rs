@@ -217,7 +217,7 @@ async fn cut_everywhere(scenario: &'static Scenario, start: Start) -> Found {
         let cut = PowerCut::new(&recording.journal, at, recording.data_start);
         if recording.is_strict(&cut, at) {
             recording.check(&cut, at, &mut found).await;
-        } else {
+        } else if !recording.ends_a_load(&cut, at) {
             recording.compare(&cut, at, &mut found).await;
         }
     }
@@ -237,6 +237,13 @@ impl Recording {
     fn is_strict(&self, cut: &PowerCut, at: usize) -> bool {
         let is_safe = |op: Op| op.detaches().is_some() || matches!(op, Op::SetXattr(..));
         cut.first_open.is_none() || self.open_steps(cut, at).all(|step| is_safe(step.op))
+    }
+
+    /// Whether an assertion of SPDK's ends what loads the store, if it is built with them: an extent page
+    /// of another length than the blob has (`blob_parse_page`), which a lost write of a resize leaves.
+    fn ends_a_load(&self, cut: &PowerCut, at: usize) -> bool {
+        let is_resize = |step: &Step| matches!(step.op, Op::Resize(..));
+        cfg!(spdk_asserts) && self.open_steps(cut, at).any(is_resize)
     }
 
     /// All that may be left.

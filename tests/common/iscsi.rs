@@ -33,6 +33,7 @@ struct Node<'a> {
     target: &'a Target,
     port: u16,
     iqn: String,
+    outlives_this: bool,
 }
 
 impl Target {
@@ -83,7 +84,7 @@ impl Target {
                 "luns": luns, "queue_depth": 64, "disable_chap": true,
             }),
         );
-        Node { target: self, port, iqn: format!("{IQN}:{name}") }
+        Node { target: self, port, iqn: format!("{IQN}:{name}"), outlives_this: false }
     }
 
     /// Writes to a lvol: each of these clusters is filled with its byte.
@@ -145,9 +146,11 @@ fn free_port() -> u16 {
 }
 
 impl Export<'_> {
-    /// Where an iSCSI initiator finds the lvol.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// Where an iSCSI initiator finds the lvol, which stays exposed for good.
+    pub fn leave_exposed(self) -> String {
+        let Export { mut node, url, .. } = self;
+        node.outlives_this = true;
+        url
     }
 
     /// Fills each of these clusters with its byte.
@@ -205,7 +208,7 @@ impl Node<'_> {
 impl Drop for Node<'_> {
     fn drop(&mut self) {
         // A test that has failed may have no target any more.
-        if !std::thread::panicking() {
+        if !self.outlives_this && !std::thread::panicking() {
             let node = json!({"name": self.iqn});
             let _ = self.target.call("iscsi_delete_target_node", node);
         }

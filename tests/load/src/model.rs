@@ -82,6 +82,8 @@ pub struct Image {
 struct Expected {
     value: u64,
     maybe_zero: bool,
+    /// A detach was under way that takes it away, unless a write makes the cluster the lvol's before.
+    changing: bool,
     detaches: u64,
 }
 
@@ -302,7 +304,8 @@ impl Model {
         }
         let expected = blocks.clone().map(|index| {
             let Block { value, maybe_zero, .. } = self.blocks[index];
-            Expected { value, maybe_zero, detaches: self.detaches }
+            let changing = self.is_changing(index);
+            Expected { value, maybe_zero, changing, detaches: self.detaches }
         });
         let expected = expected.collect();
         self.blocks[blocks.clone()].iter_mut().for_each(|block| block.readers += 1);
@@ -336,7 +339,13 @@ impl Model {
         let Block { value, .. } = self.blocks[index];
         let is_owned = self.clusters[index / self.options.cluster_blocks].level == self.level;
         let value = if is_owned { 0 } else { value };
-        Expected { value, maybe_zero: true, detaches: self.detaches }
+        Expected { value, maybe_zero: true, changing: false, detaches: self.detaches }
+    }
+
+    /// Whether a detach is under way that takes away what the block reads as.
+    fn is_changing(&self, block: usize) -> bool {
+        let cluster = self.clusters[block / self.options.cluster_blocks];
+        self.detaching.is_some_and(|level| cluster.level < level)
     }
 
     /// Whether the cluster is one of those that are written at this level.
@@ -426,7 +435,7 @@ impl Model {
         for ((index, &expected), &word) in plan.blocks.clone().zip(&plan.expected).zip(words) {
             let Block { value, maybe_zero, .. } = self.blocks[index];
             let cluster = self.clusters[index / size];
-            let changing = self.detaching.is_some_and(|level| cluster.level < level);
+            let changing = expected.changing || self.is_changing(index);
             let is_allowed = word == value
                 || word == expected.value
                 || word == 0 && (maybe_zero || expected.maybe_zero);
@@ -452,7 +461,9 @@ impl Model {
                 }
             }
             // What it is has been seen, and it stays so, whatever is written beside it: zeroes for good,
-            // as no copy that is under way may bring back what was before; the other until a detach.
+            // as no copy that is under way may bring back what was before; the other until a detach. A
+            // read that began while the cluster was not the lvol's yet may have been through the parent,
+            // and says nothing of what a copy has found.
             if maybe_zero && word == 0 {
                 self.blocks[index].value = 0;
                 self.blocks[index].maybe_zero = false;
