@@ -35,7 +35,7 @@ extern struct need __stop_lvol_detach_needs[] __attribute__((weak));
 static char g_missing[512];
 
 /* What SPDK_LOG_REGISTER_COMPONENT and SPDK_SUBSYSTEM_REGISTER would make, if they didn't call SPDK in
- * whatever process this is. src/log.rs reads the flag. */
+ * whatever process this is. src/base/log.rs reads the flag. */
 struct spdk_log_flag SPDK_LOG_lvol_detach = {
 	.name = "lvol_detach",
 	.enabled = false,

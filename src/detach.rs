@@ -3,14 +3,14 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 
-use crate::backing::{ZeroesDev, stop_copies, take_parent};
-use crate::blob::{BlobId, Blobstore};
-use crate::error::{Error, Result};
-use crate::family::Family;
-use crate::grace::{self, copies_in_flight, reads_in_flight};
-use crate::lvol::Lvol;
-use crate::metadata::{WriteError, erase_parent};
-use crate::steps::Steps;
+use crate::base::error::{Error, Result};
+use crate::base::steps::Steps;
+use crate::chain::blob::{BlobId, Blobstore};
+use crate::chain::family::Family;
+use crate::chain::lvol::Lvol;
+use crate::io::backing::{ZeroesDev, stop_copies, take_parent};
+use crate::io::grace::{self, copies_in_flight, reads_in_flight};
+use crate::md::metadata::{WriteError, erase_parent};
 use crate::turns::{self, Turn};
 
 /// Detaches the lvol with this UUID or alias from its parent snapshot.

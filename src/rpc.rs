@@ -7,10 +7,12 @@ use std::sync::OnceLock;
 
 use spdk_sys as sys;
 
-use crate::backing::ZeroesDev;
+use crate::base::error::Result;
+use crate::base::task;
 use crate::detach::detach_lvol;
-use crate::error::Result;
-use crate::{flush, task, version};
+use crate::io::backing::ZeroesDev;
+use crate::md::flush;
+use crate::start::version;
 
 const METHOD: &CStr = c"bdev_lvol_detach_parent";
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use async_lock::{Semaphore, SemaphoreGuardArc};
 
-use crate::blob::Blobstore;
-use crate::error::{Error, Result};
-use crate::task::Rests;
+use crate::base::error::{Error, Result};
+use crate::base::task::Rests;
+use crate::chain::blob::Blobstore;
 
 /// Each has some memory, an open descriptor for each lvol of its family, and may wait for long. The
 /// operations on one lvstore must not be in the way of those on another.

@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use common::preload::{built, newer_source};
@@ -51,10 +51,16 @@ fn cargo_notes_every_source_of_what_a_target_loads() {
         // clang names a header beside another one `./compat.h`.
         let rule = fs::read_to_string(built(file).with_extension("d")).unwrap().replace("/./", "/");
         let mut sources = vec!["build.rs".to_owned()];
-        for folder in ["src", "c_shim", "spdk-sys", "spdk-sys/src"] {
-            for entry in fs::read_dir(folder).unwrap() {
+        let mut folders = ["src", "c_shim", "spdk-sys", "spdk-sys/src"].map(PathBuf::from).to_vec();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).unwrap() {
                 let path = entry.unwrap().path();
-                if path.extension().is_some_and(|end| end == "rs" || end == "c" || end == "h") {
+                if path.is_dir() && folder.starts_with("src") {
+                    folders.push(path);
+                } else if path
+                    .extension()
+                    .is_some_and(|end| end == "rs" || end == "c" || end == "h")
+                {
                     sources.push(path.display().to_string());
                 }
             }

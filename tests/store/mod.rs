@@ -18,14 +18,15 @@ use std::rc::Rc;
 use std::sync::{Once, OnceLock};
 use std::task::{Context, Poll, Waker};
 
-use spdk_lvol_detach::backing::ZeroesDev;
-use spdk_lvol_detach::blob::{BlobId, Blobstore, OpenBlob};
+use spdk_lvol_detach::base::error::{Error, Result, check};
+use spdk_lvol_detach::base::log;
+use spdk_lvol_detach::base::steps::Steps;
+use spdk_lvol_detach::base::task::{self, Callback, status, status_callback};
+use spdk_lvol_detach::chain::blob::{BlobId, Blobstore, OpenBlob};
 use spdk_lvol_detach::detach::{Detached, detach};
-use spdk_lvol_detach::error::{Error, Result, check};
-use spdk_lvol_detach::memory_dev::{self, Hook, Image};
-use spdk_lvol_detach::steps::Steps;
-use spdk_lvol_detach::task::{self, Callback, status, status_callback};
-use spdk_lvol_detach::{guard, log};
+use spdk_lvol_detach::io::backing::ZeroesDev;
+use spdk_lvol_detach::start::guard;
+use spdk_lvol_detach::start::memory_dev::{self, Hook, Image};
 use spdk_sys as sys;
 
 /// Bytes of a cluster, unless a [`Layout`] says otherwise.

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use spdk_sys as sys;
 
-use crate::blob::{Blobstore, OpenBlob};
-use crate::channel::Channel;
-use crate::family::Family;
-use crate::lvol::Lvol;
-use crate::task::{Callback, Rests};
+use crate::base::task::{Callback, Rests};
+use crate::chain::blob::{Blobstore, OpenBlob};
+use crate::chain::family::Family;
+use crate::chain::lvol::Lvol;
+use crate::io::channel::Channel;
 use crate::turns;
 
 /// After so long the log says what is waited for.
@@ -277,7 +277,7 @@ unsafe fn is_free(channel: Channel, set: &sys::spdk_bs_request_set) -> bool {
     }
 }
 
-/// What [`crate::guard`] looks at: reads through snapshots on the channel of the current thread.
+/// What [`crate::start::guard`] looks at: reads through snapshots on the channel of the current thread.
 ///
 /// # Safety
 ///

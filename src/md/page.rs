@@ -8,9 +8,9 @@ use std::ptr::NonNull;
 
 use spdk_sys as sys;
 
-use crate::blob::{BlobId, OpenBlob};
-use crate::channel::Channel;
-use crate::task::{status, status_callback};
+use crate::base::task::{status, status_callback};
+use crate::chain::blob::{BlobId, OpenBlob};
+use crate::io::channel::Channel;
 
 /// Bytes of a page's content. A page may take more room: `md_page_size` of the blobstore.
 const LEN: usize = size_of::<sys::spdk_blob_md_page>();

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use spdk_sys as sys;
 
-use crate::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
-use crate::error::{Error, Result};
-use crate::lineage::{self, Reader};
-use crate::lvol::Lvol;
-use crate::task::Rests;
+use crate::base::error::{Error, Result};
+use crate::base::task::Rests;
+use crate::chain::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
+use crate::chain::lineage::{self, Reader};
+use crate::chain::lvol::Lvol;
 
 /// How long an operation of SPDK's on one of the family is waited for: a snapshot, a clone or a
 /// deletion takes a moment, and a detach that is refused ends a rebuild of Longhorn's engine, which

@@ -7,9 +7,9 @@ use std::ptr::{self, NonNull};
 
 use spdk_sys as sys;
 
-use crate::blob::{BlobId, Blobstore, OpenBlob};
-use crate::error::{Error, Result, check};
-use crate::task::Callback;
+use crate::base::error::{Error, Result, check};
+use crate::base::task::Callback;
+use crate::chain::blob::{BlobId, Blobstore, OpenBlob};
 
 /// The bdev module of lvols.
 const MODULE: &CStr = c"lvol";

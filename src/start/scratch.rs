@@ -1,4 +1,4 @@
-//! A lvstore in memory, made when the target starts: [`crate::guard`] looks at what SPDK does there
+//! A lvstore in memory, made when the target starts: [`crate::start::guard`] looks at what SPDK does there
 //! before anything of it is relied on.
 
 use std::cell::RefCell;
@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use spdk_sys as sys;
 
-use crate::error::{Result, check};
-use crate::memory_dev::{self, Image};
-use crate::task::{Callback, status, status_callback};
+use crate::base::error::{Result, check};
+use crate::base::task::{Callback, status, status_callback};
+use crate::start::memory_dev::{self, Image};
 
 /// Bytes of a cluster.
 pub const CLUSTER_LEN: u32 = 32 * 1024;

@@ -13,17 +13,17 @@ use std::ffi::CStr;
 
 use spdk_sys as sys;
 
-use crate::backing::ZeroesDev;
-use crate::blob::{Blobstore, OpenBlob};
-use crate::channel::Channel;
+use crate::base::error::{Error, Result, check};
+use crate::base::steps::Steps;
+use crate::base::task::{Callback, status, status_callback};
+use crate::chain::blob::{Blobstore, OpenBlob};
 use crate::detach::detach;
-use crate::error::{Error, Result, check};
-use crate::grace::{callers_of_reads, is_copied};
-use crate::memory_dev::BLOCK_LEN;
-use crate::page::MdPage;
-use crate::scratch::{CLUSTER_LEN, Scratch};
-use crate::steps::Steps;
-use crate::task::{Callback, status, status_callback};
+use crate::io::backing::ZeroesDev;
+use crate::io::channel::Channel;
+use crate::io::grace::{callers_of_reads, is_copied};
+use crate::md::page::MdPage;
+use crate::start::memory_dev::BLOCK_LEN;
+use crate::start::scratch::{CLUSTER_LEN, Scratch};
 
 /// Proves that the layouts fit the SPDK that runs. Gives its zeroes device, which is found on the
 /// way. The current thread must be an SPDK thread.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use spdk_sys as sys;
 
-use crate::blob::{Blobstore, OpenBlob};
-use crate::lineage::unlist_clone;
+use crate::chain::blob::{Blobstore, OpenBlob};
+use crate::chain::lineage::unlist_clone;
 
 /// SPDK's zeroes device, which backs every thin blob that has no parent. Its address counts
 /// (`blob_backed_with_zeroes_dev`, `lib/blob/zeroes.c`): with another one behind a blob, an unmap
@@ -82,7 +82,7 @@ pub unsafe fn stop_copies(blob: &OpenBlob) {
     }
 }
 
-/// Makes memory say what the device says since [`crate::metadata::erase_parent`]: `blob` has no
+/// Makes memory say what the device says since [`crate::md::metadata::erase_parent`]: `blob` has no
 /// parent. What it read through is given back, for the caller to free.
 ///
 /// The end of `bs_inflate_blob_done` does the same, for the last clone in a chain.

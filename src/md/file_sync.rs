@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use spdk_sys as sys;
 
-use crate::log::leave_reactors;
-use crate::task::Callback;
+use crate::base::log::leave_reactors;
+use crate::base::task::Callback;
 
 /// What the thread is asked for.
 struct Request {

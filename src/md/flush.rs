@@ -13,10 +13,10 @@ use std::sync::OnceLock;
 
 use spdk_sys as sys;
 
-use crate::blob::OpenBlob;
-use crate::channel::Channel;
-use crate::file_sync;
-use crate::task::{self, Callback, Rests, status, status_callback};
+use crate::base::task::{self, Callback, Rests, status, status_callback};
+use crate::chain::blob::OpenBlob;
+use crate::io::channel::Channel;
+use crate::md::file_sync;
 
 /// `off`, when the target starts, for devices without a volatile cache: nothing is flushed.
 pub const SWITCH: &str = "LVOL_DETACH_FLUSH";

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 use spdk_sys as sys;
 
-use crate::blob::{BlobId, Blobstore, OpenBlob};
+use crate::chain::blob::{BlobId, Blobstore, OpenBlob};
 
 /// The elements of a `TAILQ`.
 fn elements<T>(first: *mut T, next: impl Fn(*mut T) -> *mut T) -> impl Iterator<Item = *mut T> {

@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use spdk_sys as sys;
 
-use crate::blob::{BlobId, OpenBlob};
-use crate::flush::flush;
-use crate::page::{MdPage, Unreadable};
-use crate::task::{self, Rests};
+use crate::base::task::{self, Rests};
+use crate::chain::blob::{BlobId, OpenBlob};
+use crate::md::flush::flush;
+use crate::md::page::{MdPage, Unreadable};
 
 /// Why the parent could not be erased. In memory nothing has changed. On the device neither, but for
 /// `Unknown`.

@@ -8,8 +8,8 @@ use std::ptr::{self, NonNull};
 
 use spdk_sys as sys;
 
-use crate::error::{Error, Result, check};
-use crate::task::{self, Callback, Rests, at_once, status, status_callback};
+use crate::base::error::{Error, Result, check};
+use crate::base::task::{self, Callback, Rests, at_once, status, status_callback};
 
 /// A blob's id.
 pub type BlobId = sys::spdk_blob_id;

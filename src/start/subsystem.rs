@@ -3,8 +3,13 @@
 
 use spdk_sys as sys;
 
-use crate::error::Error;
-use crate::{guard, log, rpc, task, turns, version};
+use crate::base::error::Error;
+use crate::base::log;
+use crate::base::task;
+use crate::rpc;
+use crate::start::guard;
+use crate::start::version;
+use crate::turns;
 
 /// Called by SPDK, once, when the subsystems that this one depends on are there.
 #[unsafe(no_mangle)]

@@ -1,0 +1,6 @@
+//! What everything stands on.
+
+pub mod error;
+pub mod log;
+pub mod steps;
+pub mod task;

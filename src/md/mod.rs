@@ -1,0 +1,6 @@
+//! What is on the device: one metadata page, and how it gets out of the device's cache.
+
+pub mod file_sync;
+pub mod flush;
+pub mod metadata;
+pub mod page;

@@ -1,0 +1,7 @@
+//! What happens once, when the target starts: the proof that it is the SPDK that this is built for.
+
+pub mod guard;
+pub mod memory_dev;
+pub mod scratch;
+pub mod subsystem;
+pub mod version;
