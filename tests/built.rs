@@ -51,11 +51,12 @@ fn cargo_notes_every_source_of_what_a_target_loads() {
         // clang names a header beside another one `./compat.h`.
         let rule = fs::read_to_string(built(file).with_extension("d")).unwrap().replace("/./", "/");
         let mut sources = vec!["build.rs".to_owned()];
+        // The library is not made of src/bin.
         let mut folders = ["src", "c_shim", "spdk-sys", "spdk-sys/src"].map(PathBuf::from).to_vec();
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).unwrap() {
                 let path = entry.unwrap().path();
-                if path.is_dir() && folder.starts_with("src") {
+                if path.is_dir() && folder == Path::new("src") && !path.ends_with("bin") {
                     folders.push(path);
                 } else if path
                     .extension()
