@@ -31,7 +31,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_poller_(un)?register",
     // What only the load generator of the tests needs.
     "spdk_bdev_(get_block_size|get_io_channel)",
-    "spdk_bdev_(read|write|unmap|write_zeroes)_blocks",
+    "spdk_bdev_(readv|writev|unmap|write_zeroes)_blocks",
     "spdk_cpuset_(alloc|free|set_cpu)",
     "spdk_json_write_(val|val_raw)",
     "spdk_jsonrpc_(begin|end)_result",

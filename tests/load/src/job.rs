@@ -186,6 +186,8 @@ struct Slot {
     worker: *mut Worker,
     index: usize,
     buffer: *mut u8,
+    /// The buffer in the pieces that the I/O has it in.
+    iovs: Vec<sys::iovec>,
     /// What is under way.
     io: Option<(Plan, Instant)>,
 }
@@ -208,7 +210,7 @@ unsafe extern "C" fn start_worker(ctx: *mut c_void) {
         for index in 0..job.options.queue_depth {
             let buffer = sys::spdk_dma_zmalloc(size, BLOCK, null_mut()).cast::<u8>();
             assert!(!buffer.is_null(), "no memory for a buffer");
-            (*worker).slots.push(Slot { worker, index, buffer, io: None });
+            (*worker).slots.push(Slot { worker, index, buffer, iovs: Vec::new(), io: None });
         }
         assert!(!(*worker).channel.is_null(), "no channel for {}", job.options.name);
         (*worker).poller = sys::spdk_poller_register(Some(poll), worker.cast(), 0);
@@ -263,22 +265,33 @@ unsafe fn submit(worker: *mut Worker, index: usize, plan: Plan) {
             }
         }
         let kind = plan.kind;
+        // From one block to seven in each: one iovec for the whole, or many that clusters don't end with.
+        let piece = BLOCK * (1 + plan.blocks.start % 7);
+        let end = plan.blocks.len() * BLOCK;
+        let iov = |at| sys::iovec {
+            iov_base: buffer.add(at).cast(),
+            iov_len: piece.min(end - at) as _,
+        };
+        (*slot).iovs = (0..end).step_by(piece).map(iov).collect();
+        let (iovs, num_iovs) = ((*slot).iovs.as_mut_ptr(), (*slot).iovs.len() as c_int);
         (*slot).io = Some((plan, Instant::now()));
         let ctx = slot.cast();
         let rc = match kind {
-            Kind::Read => sys::spdk_bdev_read_blocks(
+            Kind::Read => sys::spdk_bdev_readv_blocks(
                 desc,
                 channel,
-                buffer.cast(),
+                iovs,
+                num_iovs,
                 first,
                 count,
                 Some(complete),
                 ctx,
             ),
-            Kind::Write => sys::spdk_bdev_write_blocks(
+            Kind::Write => sys::spdk_bdev_writev_blocks(
                 desc,
                 channel,
-                buffer.cast(),
+                iovs,
+                num_iovs,
                 first,
                 count,
                 Some(complete),
