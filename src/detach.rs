@@ -100,7 +100,7 @@ pub async fn detach(
     zeroes: ZeroesDev,
     steps: &mut Steps,
 ) -> Result<Detached> {
-    let family = Family::lock(bs, id, lvol).await?;
+    let (family, listed) = Family::lock(bs, id, lvol).await?;
     steps.done("open");
     let (name, parent_name) = (family.name(), family.parent_name());
     let blob = family.root();
@@ -125,7 +125,7 @@ pub async fn detach(
     grace::pass(bs).await;
     // SAFETY: as above. Every thread has seen that there is nothing to copy, and those copies that had
     // begun are done.
-    let former = unsafe { take_parent(bs, blob, zeroes) };
+    let former = unsafe { take_parent(blob, listed, zeroes) };
     let reads = reads_in_flight(bs, &family).await;
     // The lvol and its readers are as free as any others while the last reads end: SPDK's operations on
     // them can't come to the former parent any more. The parent's lvol stays open for that.

@@ -7,12 +7,14 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use common::lvstore::{BLOCK, Lvstore, MIB};
 use common::preload;
 use common::rpc::request;
 use common::target::{Options, Program, Target};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const DETACH: &str = "bdev_lvol_detach_parent";
 const EIO: i64 = -libc::EIO as i64;
@@ -56,17 +58,16 @@ fn a_file_is_synced_on_a_thread_of_its_own() {
     create_clones(&target, 1);
     assert_eq!(calls(folder.path()), [""; 0], "SPDK itself flushes nothing");
 
-    // While it syncs, the reactor goes on: what is asked after the detach is answered before.
-    fs::write(folder.path().join("ms"), "1500").unwrap();
-    let mut connection = target.connect();
-    let detach = request(DETACH, json!({"name": "lvs/vol0"}));
-    let version = request("spdk_get_version", Value::Null);
-    connection.send_all(&[detach.clone(), version.clone()]);
-    connection.receive(&version).unwrap();
+    // While it syncs, the reactor goes on.
+    fs::write(folder.path().join("ms"), "3000").unwrap();
+    let mut detach = target.start_call(DETACH, json!({"name": "lvs/vol0"}));
+    while calls(folder.path()).is_empty() && !detach.is_answered() {
+        thread::sleep(Duration::from_millis(5));
+    }
     // The parent is still there: memory follows the flush.
     assert_eq!(target.parent("lvs/vol0").as_deref(), Some("parent"));
-    assert_eq!(calls(folder.path()).len(), 1);
-    assert_eq!(connection.receive(&detach).unwrap(), json!(true));
+    assert!(!detach.is_answered(), "the reactor stood still, or the sync was not waited for");
+    assert_eq!(detach.wait(), Ok(json!(true)));
 
     let calls = calls(folder.path());
     assert_eq!(calls.len(), 1);

@@ -3,4 +3,5 @@
 pub mod error;
 pub mod log;
 pub mod steps;
+pub mod tailq;
 pub mod task;

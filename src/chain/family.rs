@@ -8,7 +8,7 @@ use spdk_sys as sys;
 use crate::base::error::{Error, Result};
 use crate::base::task::Rests;
 use crate::chain::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
-use crate::chain::lineage::{self, Reader};
+use crate::chain::lineage::{self, Listed, Reader};
 use crate::chain::lvol::Lvol;
 
 /// How long an operation of SPDK's on one of the family is waited for: a snapshot, a clone or a
@@ -41,14 +41,15 @@ pub struct Family {
 impl Family {
     /// Finds the family of the blob `id`, and locks all of it but the parent against SPDK's long
     /// operations: as long as it is locked it stays as it is, and nobody copies through it. `lvol` is
-    /// the one of the blob; a blobstore without lvols has none.
-    pub async fn lock(bs: Blobstore, id: BlobId, lvol: Option<Lvol>) -> Result<Family> {
+    /// the one of the blob; a blobstore without lvols has none. With it comes the blob's entry in the
+    /// list of its parent's clones, which stays as long.
+    pub async fn lock(bs: Blobstore, id: BlobId, lvol: Option<Lvol>) -> Result<(Family, Listed)> {
         let root = Member { blob: bs.open(id).await?, lvol };
         let rests = Rests::start();
         loop {
             match (Survey { bs, root: &root }).find_and_lock() {
-                Ok((parent, readers, locks)) => {
-                    return Ok(Family { _locks: locks, root, readers, parent });
+                Ok(Found { parent, listed, readers, locks }) => {
+                    return Ok((Family { _locks: locks, root, readers, parent }, listed));
                 }
                 Err(error) if !error.is_busy() || rests.waited() > PATIENCE => return Err(error),
                 Err(_) => rests.rest().await,
@@ -103,13 +104,21 @@ struct Survey<'a> {
     root: &'a Member,
 }
 
+/// What a survey finds.
+struct Found {
+    parent: Member,
+    listed: Listed,
+    readers: Vec<Member>,
+    locks: Vec<Lock>,
+}
+
 impl Survey<'_> {
-    fn find_and_lock(&self) -> Result<(Member, Vec<Member>, Vec<Lock>)> {
+    fn find_and_lock(&self) -> Result<Found> {
         self.check_unlocked(&self.root.blob)?;
-        let parent = self.find_parent()?;
-        let listed = lineage::readers(self.bs, &self.root.blob);
-        let mut readers = Vec::with_capacity(listed.len());
-        for reader in listed {
+        let (parent, listed) = self.find_parent()?;
+        let all = lineage::readers(self.bs, &self.root.blob);
+        let mut readers = Vec::with_capacity(all.len());
+        for reader in all {
             readers.extend(self.find_reader(reader)?);
         }
         if self.root.lvol.is_some() {
@@ -119,10 +128,10 @@ impl Survey<'_> {
         let locks: Option<Vec<Lock>> = blobs.map(OpenBlob::lock).collect();
         // Each was found unlocked, above.
         let locks = locks.ok_or_else(|| self.busy(&self.root.blob))?;
-        Ok((parent, readers, locks))
+        Ok(Found { parent, listed, readers, locks })
     }
 
-    fn find_parent(&self) -> Result<Member> {
+    fn find_parent(&self) -> Result<(Member, Listed)> {
         let name = self.name(&self.root.blob);
         let id = match self.root.blob.parent() {
             Parent::Snapshot(id) => id,
@@ -138,24 +147,25 @@ impl Survey<'_> {
             )));
         };
         let parent = self.name(&blob);
-        if !lineage::is_listed(self.bs, id, self.root.blob.id()) {
+        let Some(listed) = Listed::find(self.bs, id, self.root.blob.id()) else {
             return Err(inconsistent(format!(
                 "{name} reads through {parent}, but is not listed as a clone of it, as after a snapshot \
                  of {name} or a deletion of its parent failed half-way"
             )));
-        }
+        };
         let parent = self.member(blob)?;
         if parent.lvol.is_some() {
-            self.check_device(&parent.blob)?;
+            self.check_device(&parent.blob, listed.count())?;
         }
-        Ok(parent)
+        Ok((parent, listed))
     }
 
-    /// Whether the root's `back_bs_dev` is there. It has one of the references on the parent.
-    fn check_device(&self, parent: &OpenBlob) -> Result<()> {
+    /// Whether the root's `back_bs_dev` is there. It has one of the references on the parent, of which
+    /// SPDK lists so many clones.
+    fn check_device(&self, parent: &OpenBlob, listed: usize) -> Result<()> {
         let references = parent.foreign_references() as usize;
         // Mostly all clones are open.
-        if references == LVOL_REFERENCE + lineage::count_listed(self.bs, parent.id()) {
+        if references == LVOL_REFERENCE + listed {
             return self.check_device_is_on(parent);
         }
         let needed = LVOL_REFERENCE + lineage::open_readers(self.bs, parent.id()).len();
@@ -235,7 +245,8 @@ impl Survey<'_> {
         let references = blob.foreign_references() as usize;
         let name = self.name(blob);
         let readers = lineage::open_readers(self.bs, blob.id());
-        let is_unlisted = |reader: &&OpenBlob| !lineage::is_listed(self.bs, blob.id(), reader.id());
+        let is_unlisted =
+            |reader: &&OpenBlob| Listed::find(self.bs, blob.id(), reader.id()).is_none();
         if let Some(unlisted) = readers.iter().find(is_unlisted) {
             if unlisted.is_locked() {
                 return self.busy(unlisted);

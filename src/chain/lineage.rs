@@ -8,17 +8,11 @@
 //! clone has been freed, although the clone still has its address.
 
 use std::collections::{HashMap, HashSet};
-use std::ptr::NonNull;
 
 use spdk_sys as sys;
 
+use crate::base::tailq::{elements, tailq_remove};
 use crate::chain::blob::{BlobId, Blobstore, OpenBlob};
-
-/// The elements of a `TAILQ`.
-fn elements<T>(first: *mut T, next: impl Fn(*mut T) -> *mut T) -> impl Iterator<Item = *mut T> {
-    std::iter::successors(NonNull::new(first), move |element| NonNull::new(next(element.as_ptr())))
-        .map(NonNull::as_ptr)
-}
 
 /// A snapshot's entry in `bs->snapshots`.
 ///
@@ -59,15 +53,49 @@ impl Entry {
     }
 }
 
-/// Whether SPDK lists `clone` as a clone of `snapshot`.
-pub fn is_listed(bs: Blobstore, snapshot: BlobId, clone: BlobId) -> bool {
-    Entry::find(bs, snapshot).is_some_and(|entry| entry.clone_ids().any(|id| id == clone))
+/// A clone in SPDK's list of its snapshot's clones.
+///
+/// # Invariants
+///
+/// Both entries are in their lists. It is held across an await only while the snapshot is held open and the
+/// clone is locked: so the one is not deleted, and the other neither deleted nor given another parent, and
+/// nothing else takes an entry off its list (`bs_blob_list_remove`, lib/blob/blobstore.c).
+#[derive(Debug)]
+pub struct Listed {
+    snapshot: Entry,
+    clone: *mut sys::spdk_blob_list,
 }
 
-/// How many clones SPDK lists of a snapshot, open or not.
-pub fn count_listed(bs: Blobstore, snapshot: BlobId) -> usize {
-    // SAFETY: the entry is in the list (invariant of `Entry`).
-    Entry::find(bs, snapshot).map(|entry| unsafe { (*entry.0).clone_count }).unwrap_or_default()
+impl Listed {
+    /// `None` if SPDK doesn't list `clone` as a clone of `snapshot`. A walk through the store's snapshots.
+    pub fn find(bs: Blobstore, snapshot: BlobId, clone: BlobId) -> Option<Listed> {
+        let snapshot = Entry::find(bs, snapshot)?;
+        // SAFETY: the entries are in the list (invariant of `Entry`).
+        let clone = snapshot.clones().find(|&listed| unsafe { (*listed).id == clone })?;
+        Some(Listed { snapshot, clone })
+    }
+
+    /// How many clones SPDK lists of the snapshot, open or not.
+    pub fn count(&self) -> usize {
+        // SAFETY: the entry is in the list (invariant).
+        unsafe { (*self.snapshot.0).clone_count }
+    }
+
+    /// Takes the clone off the list, as `bs_blob_list_remove`.
+    ///
+    /// # Safety
+    ///
+    /// The current thread is the one that changes the lists: the blobstore's metadata thread.
+    pub unsafe fn remove(self) {
+        // SAFETY: the entries are in their lists (invariant), and the caller may change those. They come
+        // from calloc (`bs_blob_list_add`).
+        unsafe {
+            let Entry(snapshot) = self.snapshot;
+            tailq_remove!((*snapshot).clones, self.clone);
+            libc::free(self.clone.cast());
+            (*snapshot).clone_count -= 1;
+        }
+    }
 }
 
 /// A blob that reads through another, as SPDK lists it.
@@ -102,26 +130,6 @@ pub fn readers(bs: Blobstore, root: &OpenBlob) -> Vec<Reader> {
         done += 1;
     }
     readers
-}
-
-/// Takes a clone off its snapshot's list, as `bs_blob_list_remove`.
-pub fn unlist_clone(bs: Blobstore, snapshot: BlobId, clone: BlobId) {
-    // SAFETY: the entries are in their lists, which only this thread changes (invariant of
-    // `Entry`). They come from calloc (`bs_blob_list_add`).
-    unsafe {
-        let Some(Entry(entry)) = Entry::find(bs, snapshot) else { return };
-        let Some(listed) = Entry(entry).clones().find(|&listed| (*listed).id == clone) else {
-            return;
-        };
-        let (next, prev) = ((*listed).link.tqe_next, (*listed).link.tqe_prev);
-        match NonNull::new(next) {
-            Some(next) => (*next.as_ptr()).link.tqe_prev = prev,
-            None => (*entry).clones.tqh_last = prev,
-        }
-        *prev = next;
-        libc::free(listed.cast());
-        (*entry).clone_count -= 1;
-    }
 }
 
 /// All open blobs that say that they read through `id`. A walk through all of the store's blobs, for

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use spdk_sys as sys;
 
-use crate::chain::blob::{Blobstore, OpenBlob};
-use crate::chain::lineage::unlist_clone;
+use crate::chain::blob::OpenBlob;
+use crate::chain::lineage::Listed;
 
 /// SPDK's zeroes device, which backs every thin blob that has no parent. Its address counts
 /// (`blob_backed_with_zeroes_dev`, `lib/blob/zeroes.c`): with another one behind a blob, an unmap
@@ -89,14 +89,14 @@ pub unsafe fn stop_copies(blob: &OpenBlob) {
 ///
 /// # Safety
 ///
-/// `blob` is a thin-provisioned clone of a snapshot, and locked. Every thread has seen what
+/// `blob` is a thin-provisioned clone of a snapshot, the one that `listed` is of, and locked. Every thread has seen what
 /// [`stop_copies`] has stored, and no copy through the device that began before is under way.
-pub unsafe fn take_parent(bs: Blobstore, blob: &OpenBlob, zeroes: ZeroesDev) -> FormerBackingDev {
+pub unsafe fn take_parent(blob: &OpenBlob, listed: Listed, zeroes: ZeroesDev) -> FormerBackingDev {
     let raw = blob.as_ptr();
     // SAFETY: the blob is in memory and this is the thread that owns its metadata (invariants of
     // `OpenBlob`). Other threads load both fields.
     unsafe {
-        unlist_clone(bs, (*raw).parent_id, (*raw).id);
+        listed.remove();
         AtomicU64::from_ptr(&raw mut (*raw).parent_id)
             .store(sys::SPDK_BLOBID_INVALID, Ordering::Release);
         let back_bs_dev = AtomicPtr::from_ptr(&raw mut (*raw).back_bs_dev);

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use spdk_sys as sys;
 
+use crate::base::tailq::{elements, tailq_remove};
 use crate::base::task::{self, Rests};
 use crate::chain::blob::{BlobId, OpenBlob};
 use crate::md::flush::flush;
@@ -120,19 +121,10 @@ fn erase_in_memory(blob: &OpenBlob) {
     // (`blob_set_xattr`, `blob_deserialize_xattr`).
     unsafe {
         let list = &raw mut (*raw).xattrs_internal;
-        let mut xattr = (*list).tqh_first;
-        while !xattr.is_null()
-            && CStr::from_ptr((*xattr).name).to_bytes_with_nul() != sys::BLOB_SNAPSHOT
-        {
-            xattr = (*xattr).link.tqe_next;
-        }
-        let Some(xattr) = NonNull::new(xattr).map(NonNull::as_ptr) else { return };
-        let (next, prev) = ((*xattr).link.tqe_next, (*xattr).link.tqe_prev);
-        match NonNull::new(next) {
-            Some(next) => (*next.as_ptr()).link.tqe_prev = prev,
-            None => (*list).tqh_last = prev,
-        }
-        *prev = next;
+        let mut xattrs = elements((*list).tqh_first, |xattr| (*xattr).link.tqe_next);
+        let name = |xattr: *mut sys::spdk_xattr| CStr::from_ptr((*xattr).name).to_bytes_with_nul();
+        let Some(xattr) = xattrs.find(|&xattr| name(xattr) == sys::BLOB_SNAPSHOT) else { return };
+        tailq_remove!((*list), xattr);
         libc::free((*xattr).value);
         libc::free((*xattr).name.cast());
         libc::free(xattr.cast());

@@ -2,8 +2,8 @@
 //! lvol; compared with the same without a detach: what SPDK alone survives, it survives with a detach.
 //!
 //! After each failed write all lvols are detached one after the other, and on another lvstore one alone:
-//! they take turns. `SWEEP=TEXT` does that with each of them, for the operations whose name has that text,
-//! and prints what happens. `SWEEP=` is for all operations.
+//! they take turns. `make sweep SWEEP=TEXT` does that with each of them, for the operations whose name has
+//! that text, and prints what happens; `make sweep` does it for all operations.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -75,7 +75,6 @@ impl Report {
 }
 
 #[test]
-#[ignore = "it takes more than ten minutes: make sweep"]
 fn what_spdk_survives_it_survives_with_a_detach() {
     let only = std::env::var("SWEEP").ok();
     let ops = ops::all().into_iter().filter(|op| only.as_ref().is_none_or(|o| op.name.contains(o)));

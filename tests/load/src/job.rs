@@ -268,10 +268,8 @@ unsafe fn submit(worker: *mut Worker, index: usize, plan: Plan) {
         // From one block to seven in each: one iovec for the whole, or many that clusters don't end with.
         let piece = BLOCK * (1 + plan.blocks.start % 7);
         let end = plan.blocks.len() * BLOCK;
-        let iov = |at| sys::iovec {
-            iov_base: buffer.add(at).cast(),
-            iov_len: piece.min(end - at) as _,
-        };
+        let iov =
+            |at| sys::iovec { iov_base: buffer.add(at).cast(), iov_len: piece.min(end - at) as _ };
         (*slot).iovs = (0..end).step_by(piece).map(iov).collect();
         let (iovs, num_iovs) = ((*slot).iovs.as_mut_ptr(), (*slot).iovs.len() as c_int);
         (*slot).io = Some((plan, Instant::now()));
