@@ -22,7 +22,7 @@ main(int argc, char **argv)
 	spdk_app_opts_init(&opts, sizeof(opts));
 	opts.name = "no_bdevs";
 	opts.no_huge = true;
-	opts.mem_size = 64;
+	opts.mem_size = 256;
 	opts.no_pci = true;
 	opts.rpc_addr = NULL;
 	opts.num_entries = 0;
