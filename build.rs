@@ -20,6 +20,9 @@ fn main() {
     println!("cargo::rustc-cdylib-link-arg={}", stubs(&out).display());
     // What has no stub would keep every process but a target from starting.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
+    // The name by which a program that is linked with it looks for it. If it is preloaded as well, it is
+    // loaded once.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libspdk_lvol_detach.so");
 
     compile(&root, &root.join("app/spdk_tgt/spdk_tgt.c"), "spdk_tgt_main");
     println!("cargo::rustc-link-arg-bin=spdk_tgt={}", out.join("libspdk_tgt_main.a").display());
