@@ -55,7 +55,7 @@ test: build
 # statically in any case, or say themselves what they start.)
 TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -e spdk_sys \
 	-e target_folder -e deb.sh -e setup.sh -e 'fn extension' \
-	-e no_messages tests/*.rs))
+	-e no_messages -e 'mod own_app;' tests/*.rs))
 
 test-static: build
 	@$(ENV) KILLS=$${KILLS:-30} STRESS_DETACHES=$${STRESS_DETACHES:-300} LVOL_DETACH_TGT=static \

@@ -1,4 +1,4 @@
-//! Compiles the C shim, and links the target with the extension inside, and the tests, with SPDK.
+//! Compiles the C shim, and links the target with the extension inside, the tests and the examples with SPDK.
 //!
 //! The library that is preloaded links nothing of SPDK: it has stubs, behind which `c_shim/shim.c` puts
 //! what it finds in the target.
@@ -31,6 +31,7 @@ fn main() {
     for argument in spdk_tgt_link_arguments(&root) {
         println!("cargo::rustc-link-arg-bin=spdk_tgt={argument}");
         println!("cargo::rustc-link-arg-tests={argument}");
+        println!("cargo::rustc-link-arg-examples={argument}");
     }
 }
 
