@@ -78,6 +78,7 @@ bench: build
 lint: setup
 	@$(ENV) cargo fmt --all --check
 	@$(ENV) cargo clippy --workspace --all-targets --release --locked -- -D warnings
+	@$(ENV) RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps --locked --quiet
 	@$(ENV) shellcheck -x scripts/*.sh scripts/spdk_tgt tests/*.sh .ci/run
 	@$(ENV) ruff check --quiet --no-cache python examples scripts
 	@$(ENV) ruff format --quiet --no-cache --check python examples scripts

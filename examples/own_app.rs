@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::ffi::c_void;
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 
 use spdk_sys as spdk;
 
@@ -48,8 +48,14 @@ unsafe extern "C" fn started(_: *mut c_void) {
 async fn detach() -> Result<(), Box<dyn Error>> {
     spdk_lvol_detach::detach_parent(c"lvs/vol").await?;
     println!("lvs/vol is detached from lvs/snap");
-    // It has no parent any more, which is an error.
-    match spdk_lvol_detach::detach_parent(c"lvs/vol").await {
+
+    // Once more, by SPDK's pointer: it has no parent any more, which is an error.
+    // SAFETY: this is the app thread; what SPDK gives out is an lvol of a loaded lvstore.
+    let again = unsafe {
+        let lvol = spdk::spdk_lvol_get_by_names(c"lvs".as_ptr(), c"vol".as_ptr());
+        spdk_lvol_detach::detach_parent_of(NonNull::new(lvol).ok_or("there is no lvs/vol")?)
+    };
+    match again.await {
         Err(error) if error.code() == -libc::EINVAL => Ok(()),
         outcome => Err(format!("once more: {outcome:?}").into()),
     }

@@ -47,6 +47,8 @@ mod rpc;
 mod start;
 mod turns;
 
+/// SPDK's lvol. A program with bindings of its own casts its pointers to it.
+#[doc(no_inline)]
 pub use spdk_sys::spdk_lvol;
 
 pub use api::{detach_parent, detach_parent_of};

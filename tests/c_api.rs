@@ -207,6 +207,8 @@ fn what_is_called_wrongly_is_refused_and_changes_nothing() {
         assert_eq!(call(&target, "vol", from, 2), json!([EPERM, EPERM]), "{from}");
         assert_eq!(call(&target, "none", from, 1), json!([EPERM]), "{from}");
     }
+    let from = "app thread, but not the lvstore's";
+    assert_eq!(call(&target, "vol", from, 2), json!([EPERM, EPERM]), "{from}");
     assert_eq!(call(&target, "none", "app thread", 2), json!([EINVAL, EINVAL]), "NULL");
     target.must("call_without_callback", Value::Null);
     target.wait_for_log(|log| log.contains("without a callback: nothing is done"));

@@ -13,6 +13,7 @@
 #include "spdk/util.h"
 #include "spdk_internal/lvolstore.h"
 
+#include "blobstore.h"
 #include "spdk_lvol_detach.h"
 
 #include <dlfcn.h>
@@ -91,6 +92,18 @@ call_detach(void *arg)
 	}
 }
 
+/* As if the lvstore had been loaded on another thread. */
+static void
+call_for_another(struct call *call)
+{
+	struct spdk_blob_store *bs = call->lvol->lvol_store->blobstore;
+	struct spdk_thread *md_thread = bs->md_thread;
+
+	bs->md_thread = NULL;
+	call_detach(call);
+	bs->md_thread = md_thread;
+}
+
 static void
 call_and_exit(void *arg)
 {
@@ -164,6 +177,8 @@ rpc_call_detach(struct spdk_jsonrpc_request *request, const struct spdk_json_val
 	}
 	if (strcmp(params.from, "app thread") == 0) {
 		call_detach(call);
+	} else if (strcmp(params.from, "app thread, but not the lvstore's") == 0) {
+		call_for_another(call);
 	} else if (strcmp(params.from, "another SPDK thread") == 0) {
 		spdk_thread_send_msg(spdk_thread_create("another", NULL), call_and_exit, call);
 	} else {

@@ -65,10 +65,9 @@ pub fn build(name: &str, folder: &Path) -> PathBuf {
         .args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-o"])
         .arg(&library)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name).with_extension("c"))
-        .arg("-I")
-        .arg(spdk_root().join("include"))
-        .arg("-I")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/include"))
+        .args(["-I".as_ref(), spdk_root().join("include").as_os_str()])
+        .args(["-I".as_ref(), spdk_root().join("lib/blob").as_os_str()])
+        .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/include")])
         .status()
         .expect("cc can be started");
     assert!(status.success(), "tests/{name}.c can be compiled");
