@@ -15,6 +15,9 @@ SHARE := $(DESTDIR)$(PREFIX)/share/$(NAME)
 MAN := $(DESTDIR)$(PREFIX)/share/man/man8
 DOC := $(DESTDIR)$(PREFIX)/share/doc/$(NAME)
 EXAMPLES := $(DOC)/examples
+INCLUDE := $(DESTDIR)$(PREFIX)/include
+PKGCONFIG := $(DESTDIR)$(PREFIX)/lib/pkgconfig
+VERSION := $(shell awk -F'"' '/^version = / { print $$2; exit }' Cargo.toml)
 # Where the prefix's own Python looks for modules, so that rpc.py finds the plugin. Nowhere, if there is no
 # such Python: then PYTHONPATH has to name the plugin's folder.
 PYTHON := $(firstword $(wildcard $(PREFIX)/bin/python3 /usr/bin/python3) python3)
@@ -52,7 +55,7 @@ test: build
 # statically in any case, or say themselves what they start.)
 TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -e spdk_sys \
 	-e target_folder -e deb.sh -e setup.sh -e 'fn extension' \
-	-e no_messages tests/*.rs))
+	-e no_messages -e 'mod own_app;' tests/*.rs))
 
 test-static: build
 	@$(ENV) KILLS=$${KILLS:-30} STRESS_DETACHES=$${STRESS_DETACHES:-300} LVOL_DETACH_TGT=static \
@@ -75,6 +78,7 @@ bench: build
 lint: setup
 	@$(ENV) cargo fmt --all --check
 	@$(ENV) cargo clippy --workspace --all-targets --release --locked -- -D warnings
+	@$(ENV) RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps --locked --quiet
 	@$(ENV) shellcheck -x scripts/*.sh scripts/spdk_tgt tests/*.sh .ci/run
 	@$(ENV) ruff check --quiet --no-cache python examples scripts
 	@$(ENV) ruff format --quiet --no-cache --check python examples scripts
@@ -92,11 +96,17 @@ install:
 	install -Dm 644 -t $(DOC) LICENSE README.md CHANGELOG.md
 	install -Dm 644 -t $(DOC)/docs docs/*.md docs/*.json
 	install -Dm 644 -t $(DOC)/docs/performance docs/performance/*
+	install -Dm 644 -t $(INCLUDE) include/spdk_lvol_detach.h
+	install -d $(PKGCONFIG)
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' spdk_lvol_detach.pc.in >$(PKGCONFIG)/spdk_lvol_detach.pc
 	install -Dm 644 -t $(EXAMPLES)/rebuild examples/rebuild/*.py
+	install -Dm 644 -t $(EXAMPLES) examples/chain.json
+	install -Dm 644 -t $(EXAMPLES)/c examples/c/detach.c examples/c/Makefile
 	sed 's|/usr/|$(PREFIX)/|g' examples/$(NAME).service >$(EXAMPLES)/$(NAME).service
 
 uninstall:
 	rm -f $(BIN)/spdk_tgt-lvol-detach $(MAN)/spdk_tgt-lvol-detach.8
+	rm -f $(INCLUDE)/spdk_lvol_detach.h $(PKGCONFIG)/spdk_lvol_detach.pc
 	$(if $(MODULES),rm -f $(DESTDIR)$(MODULES)/spdk_lvol_detach.py)
 	rm -rf $(LIB) $(SHARE) $(DOC)
 

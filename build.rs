@@ -1,4 +1,4 @@
-//! Compiles the C shim, and links the target with the extension inside, and the tests, with SPDK.
+//! Compiles the C shim, and links the target with the extension inside, the tests and the examples with SPDK.
 //!
 //! The library that is preloaded links nothing of SPDK: it has stubs, behind which `c_shim/shim.c` puts
 //! what it finds in the target.
@@ -20,6 +20,9 @@ fn main() {
     println!("cargo::rustc-cdylib-link-arg={}", stubs(&out).display());
     // What has no stub would keep every process but a target from starting.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
+    // The name by which a program that is linked with it looks for it. If it is preloaded as well, it is
+    // loaded once.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libspdk_lvol_detach.so");
 
     compile(&root, &root.join("app/spdk_tgt/spdk_tgt.c"), "spdk_tgt_main");
     println!("cargo::rustc-link-arg-bin=spdk_tgt={}", out.join("libspdk_tgt_main.a").display());
@@ -28,6 +31,7 @@ fn main() {
     for argument in spdk_tgt_link_arguments(&root) {
         println!("cargo::rustc-link-arg-bin=spdk_tgt={argument}");
         println!("cargo::rustc-link-arg-tests={argument}");
+        println!("cargo::rustc-link-arg-examples={argument}");
     }
 }
 

@@ -38,6 +38,7 @@ errors:
   -22     the lvol has no parent, or its parent is an external snapshot
   -16     another operation holds the lvol: try again
   -12     out of memory
+  -1      the lvol's lvstore belongs to another thread than the one that serves RPCs
   -5      the metadata could not be written: the lvol still has its parent
 
 example:

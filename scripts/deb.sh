@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes Debian packages of what is built, in the folder that is given: what make install installs, but
-# the static library (-dev) and what debuggers read (-dbgsym) each in a package of its own.
+# what it takes to build with it (-dev) and what debuggers read (-dbgsym) each in a package of its own.
 set -euo pipefail
 out=$(readlink -m "$1")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -103,7 +103,8 @@ rm "$doc/LICENSE"
 gzip -9n <"$doc/CHANGELOG.md" >"$doc/changelog.gz"
 gzip -9n "$all/usr/share/man/man8/spdk_tgt-lvol-detach.8"
 
-take usr/lib/$name/libspdk_lvol_detach.a usr/include usr/lib/pkgconfig usr/share/pkgconfig $name-dev
+take usr/lib/$name/libspdk_lvol_detach.a usr/include usr/lib/pkgconfig \
+	usr/share/doc/$name/examples/{c,chain.json} $name-dev
 mkdir -p "$out"
 rm -f "$out"/*.deb
 mv "$all" "$work/$name"
@@ -123,8 +124,9 @@ build $name admin "bdev_lvol_detach_parent for SPDK $release's target" \
 	Recommends: python3
 	Suggests: jq
 FIELDS
-build $name-dev libdevel "bdev_lvol_detach_parent for SPDK $release's target - static library" \
-	"The static library, to be linked into a target of one's own." <<-FIELDS
+build $name-dev libdevel "bdev_lvol_detach_parent for SPDK $release's target - development files" \
+	"The static library, to be linked into a target of one's own, and the C header,
+ pkg-config file and example for applications that detach by a call." <<-FIELDS
 	Depends: $name (= $package_version)
 FIELDS
 build $name-dbgsym debug "debug symbols for $name" \

@@ -29,6 +29,8 @@ const FUNCTIONS: &[&str] = &[
     "spdk_for_each_channel(_continue)?",
     "spdk_io_channel_iter_get_(channel|ctx)",
     "spdk_poller_(un)?register",
+    // What only the examples need.
+    "spdk_app_(opts_init|start|stop|fini)",
     // What only the load generator of the tests needs.
     "spdk_bdev_(get_block_size|get_io_channel)",
     "spdk_bdev_(readv|writev|unmap|write_zeroes)_blocks",

@@ -7,6 +7,7 @@
 #include "spdk/blob.h"
 #include "spdk/crc32.h"
 #include "spdk/env.h"
+#include "spdk/event.h"
 #include "spdk/json.h"
 #include "spdk/jsonrpc.h"
 #include "spdk/log.h"

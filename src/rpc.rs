@@ -3,28 +3,23 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr::NonNull;
-use std::sync::OnceLock;
 
 use spdk_sys as sys;
 
 use crate::base::error::Result;
 use crate::base::task;
 use crate::detach::detach_lvol;
-use crate::io::backing::ZeroesDev;
 use crate::md::flush;
-use crate::start::version;
+use crate::start::{ready, version};
 
 const METHOD: &CStr = c"bdev_lvol_detach_parent";
-
-/// Set before the method is registered.
-static ZEROES: OnceLock<ZeroesDev> = OnceLock::new();
 
 /// Registers the method, for the state RUNTIME. A target that has one of that name keeps its own.
 ///
 /// # Safety
 ///
 /// The current thread is the one that serves RPCs.
-pub unsafe fn register(zeroes: ZeroesDev) {
+pub unsafe fn register() {
     let mut state_mask = 0;
     // SAFETY: the name is a C string; the thread is the one that uses SPDK's list of methods.
     unsafe {
@@ -33,7 +28,6 @@ pub unsafe fn register(zeroes: ZeroesDev) {
             tracing::info!("the target has a {} of its own, which stays", METHOD.to_string_lossy());
             return;
         }
-        ZEROES.get_or_init(|| zeroes);
         sys::spdk_rpc_register_method(METHOD.as_ptr(), Some(handle), sys::SPDK_RPC_RUNTIME);
     }
     let flushing = if flush::is_off() {
@@ -80,8 +74,10 @@ unsafe extern "C" fn handle(
     request: *mut sys::spdk_jsonrpc_request,
     params: *const sys::spdk_json_val,
 ) {
-    let (Some(request), Some(&zeroes)) = (NonNull::new(request).map(Request), ZEROES.get()) else {
-        return;
+    let Some(request) = NonNull::new(request).map(Request) else { return };
+    let zeroes = match ready::check() {
+        Ok(zeroes) => zeroes,
+        Err(error) => return request.reply(Err(error)),
     };
     // SAFETY: SPDK passes null or parsed JSON.
     let Some(name) = (unsafe { decode_name(params) }) else {

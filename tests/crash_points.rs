@@ -9,8 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use spdk_lvol_detach::chain::blob::BlobId;
-use spdk_lvol_detach::start::memory_dev::Image;
+use spdk_lvol_detach::internals::blob::BlobId;
+use spdk_lvol_detach::internals::memory_dev::Image;
 use spdk_sys as sys;
 use store::journal::{Crash, Torn};
 use store::recording::{Recording, Start, Step};

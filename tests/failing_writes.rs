@@ -9,9 +9,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use spdk_lvol_detach::base::error::Error;
-use spdk_lvol_detach::chain::blob::{BlobId, OpenBlob};
-use spdk_lvol_detach::start::memory_dev::Image;
+use spdk_lvol_detach::internals::blob::{BlobId, OpenBlob};
+use spdk_lvol_detach::internals::error::Error;
+use spdk_lvol_detach::internals::memory_dev::Image;
 use spdk_sys as sys;
 use store::faulty_dev::{Effect, FOR_GOOD, Fault, FaultyDev, Io};
 use store::scenarios::{

@@ -24,7 +24,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use spdk_lvol_detach::rpc::decode_name;
+use spdk_lvol_detach::internals::decode_name;
 use spdk_sys as sys;
 
 const INPUTS: u32 = 150_000;

@@ -15,6 +15,16 @@ use serde_json::Value;
 
 const METHOD: &str = "bdev_lvol_detach_parent";
 
+/// What it takes to build with the library.
+const DEVELOPMENT: [&str; 6] = [
+    "lib/spdk-lvol-detach/libspdk_lvol_detach.a",
+    "lib/pkgconfig/spdk_lvol_detach.pc",
+    "include/spdk_lvol_detach.h",
+    "share/doc/spdk-lvol-detach/examples/chain.json",
+    "share/doc/spdk-lvol-detach/examples/c/detach.c",
+    "share/doc/spdk-lvol-detach/examples/c/Makefile",
+];
+
 /// Runs make with a target, for a system whose root is this folder.
 fn make(target: &str, prefix: &str, root: &Path) {
     let mut make = Command::new("make");
@@ -165,6 +175,13 @@ fn what_is_installed_names_the_prefix() {
             assert!(root.path().join(&file[1..]).exists(), "{file} is not there");
         }
     }
+    let pc = prefix.join("lib/pkgconfig/spdk_lvol_detach.pc");
+    let pkg_config = |arguments: &[&str]| {
+        run(Command::new("pkg-config").args(arguments).arg(&pc)).trim().to_owned()
+    };
+    assert_eq!(pkg_config(&["--modversion"]), env!("CARGO_PKG_VERSION"));
+    assert_eq!(pkg_config(&["--cflags"]), "-I/opt/lvol/include");
+    assert!(pkg_config(&["--libs"]).contains("-L/opt/lvol/lib/spdk-lvol-detach "));
     make("uninstall", "/opt/lvol", root.path());
     assert_eq!(files(root.path()), BTreeSet::new());
 }
@@ -216,10 +233,13 @@ fn the_debian_packages_are_complete() {
         let symbols = usr.join(format!("lib/debug/.build-id/{first}/{rest}.debug"));
         assert!(has(".debug_line", &symbols), "{}", symbols.display());
     }
-    let archive = "lib/spdk-lvol-detach/libspdk_lvol_detach.a";
-    assert!(!usr.join(archive).exists());
+    for file in DEVELOPMENT {
+        assert!(!usr.join(file).exists(), "{file} is for developers");
+    }
     run(Command::new("dpkg-deb").args(["-x", dev]).arg(root.path()));
-    assert!(usr.join(archive).exists());
+    for file in DEVELOPMENT {
+        assert!(usr.join(file).exists(), "{file} is not there");
+    }
 
     let program = alone(&usr, out.path());
     let mut target = Target::start_with(Options { program, ..Options::default() });
@@ -241,7 +261,6 @@ fn what_is_installed_works_and_can_be_taken_away() {
     for file in [
         "bin/spdk_tgt-lvol-detach",
         "lib/spdk-lvol-detach/libspdk_lvol_detach.so",
-        "lib/spdk-lvol-detach/libspdk_lvol_detach.a",
         "lib/spdk-lvol-detach/spdk_tgt",
         "share/spdk-lvol-detach/lvol_detach.sh",
         "share/spdk-lvol-detach/spdk_lvol_detach.py",
@@ -250,7 +269,10 @@ fn what_is_installed_works_and_can_be_taken_away() {
         "share/doc/spdk-lvol-detach/docs/performance.md",
         "share/doc/spdk-lvol-detach/docs/performance/steps.svg",
         "share/doc/spdk-lvol-detach/examples/spdk-lvol-detach.service",
-    ] {
+    ]
+    .iter()
+    .chain(&DEVELOPMENT)
+    {
         assert!(usr.join(file).is_file(), "{file} is not there");
     }
 

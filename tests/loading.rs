@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::preload;
-use common::preload::built;
+use common::preload::{built, hide};
 use common::target::{Options, Program, Target, spdk_root};
 use serde_json::{Value, json};
 
@@ -181,20 +181,6 @@ fn a_target_that_lacks_a_function_says_which_and_serves_on() {
     assert!(line.contains(&format!("the target has no {FUNCTION}. ")), "{line}");
     assert!(line.contains("it is built for SPDK v"), "{line}");
     target.stop();
-}
-
-/// Puts a copy of one of SPDK's shared libraries in `folder`, in which a function has another name.
-fn hide(function: &str, library: &str, folder: &Path) {
-    let file = fs::canonicalize(spdk_root().join("build/lib").join(library)).unwrap();
-    let mut bytes = fs::read(&file).unwrap();
-    let name = format!("\0{function}\0").into_bytes();
-    let places: Vec<_> =
-        (0..bytes.len() - name.len()).filter(|&at| bytes[at..at + name.len()] == name).collect();
-    assert!(!places.is_empty(), "{library} has a {function}");
-    for at in places {
-        bytes[at + 1] = b'X';
-    }
-    fs::write(folder.join(file.file_name().unwrap()), bytes).unwrap();
 }
 
 /// Starts a target by a shell script.

@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use spdk_lvol_detach::chain::blob::BlobId;
-use spdk_lvol_detach::start::memory_dev::{self, Hook, Image};
+use spdk_lvol_detach::internals::blob::BlobId;
+use spdk_lvol_detach::internals::memory_dev::{self, Hook, Image};
 use spdk_sys as sys;
 use store::scenarios::{CHAIN, Name, Op, State, THREE_PAGES, TWO_PAGES, World, prepare};
 use store::{Layout, MD_PAGE_LEN, image, run, start};

@@ -18,7 +18,7 @@ const FILES: [&str; 4] = [
     // By bindgen, the first because another header includes it.
     "include/spdk_internal/lvolstore.h",
     "include/spdk/blob.h",
-    // By SPDK's spdk_tgt.c alone.
+    // By SPDK's spdk_tgt.c as well.
     "include/spdk/event.h",
     // By the linker, when it makes the target.
     "build/lib/libspdk_nvmf.a",

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::thread;
 
-use spdk_lvol_detach::chain::blob::BlobId;
-use spdk_lvol_detach::start::memory_dev::Image;
+use spdk_lvol_detach::internals::blob::BlobId;
+use spdk_lvol_detach::internals::memory_dev::Image;
 use spdk_sys as sys;
 use store::journal::Journal;
 use store::power_cut::{Outcome, PowerCut};

@@ -1,4 +1,4 @@
-//! What a detach that changed nothing answers.
+//! How an operation has failed.
 
 use std::fmt;
 use std::os::raw::c_int;
@@ -21,23 +21,24 @@ impl Error {
         Error { errno: Errno(errno.abs()), what: what.into() }
     }
 
-    /// The negated errno: the code of the JSON-RPC error.
+    /// The negated errno: the code of the JSON-RPC error, and what C's callback is given.
     pub fn code(&self) -> c_int {
         -self.errno.0
     }
 
     /// Whether the same may work a little later.
-    pub fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         self.errno.0 == libc::EBUSY
     }
 
     /// Whether nothing is wrong but what was asked for, or when.
-    pub fn is_refusal(&self) -> bool {
-        [libc::ENODEV, libc::EINVAL, libc::EBUSY, libc::ESHUTDOWN].contains(&self.errno.0)
+    pub(crate) fn is_refusal(&self) -> bool {
+        [libc::ENODEV, libc::EINVAL, libc::EBUSY, libc::EPERM, libc::ESHUTDOWN]
+            .contains(&self.errno.0)
     }
 
     /// Whether the SPDK that runs is not the one that this is built for.
-    pub fn is_misfit(&self) -> bool {
+    pub(crate) fn is_misfit(&self) -> bool {
         self.errno.0 == libc::ENOTSUP
     }
 }

@@ -45,10 +45,7 @@ impl Blobstore {
         };
         // SAFETY: the blobstore is loaded, by the caller's word; its thread never changes.
         if unsafe { (*bs.as_ptr()).md_thread != sys::spdk_get_thread() } {
-            return Err(Error::new(
-                libc::EINVAL,
-                "the thread that serves RPCs is not the blobstore's metadata thread",
-            ));
+            return Err(Error::new(libc::EPERM, "this is not the metadata thread of the lvstore"));
         }
         Ok(Blobstore(bs))
     }

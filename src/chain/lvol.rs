@@ -42,6 +42,23 @@ impl Lvol {
         Lvol::open(name)
     }
 
+    /// The name of this lvol's bdev, by which it can be found as long as it is there: its UUID, or what an
+    /// lvol of a very old lvstore has instead.
+    ///
+    /// # Safety
+    ///
+    /// `lvol` is in memory, an lvol of a loaded lvstore.
+    pub unsafe fn bdev_name(lvol: NonNull<sys::spdk_lvol>) -> Result<CString> {
+        // SAFETY: what the caller says. `unique_id` is set when the lvol comes, and ends in NUL.
+        let name = unsafe { CStr::from_ptr((&raw const (*lvol.as_ptr()).unique_id).cast()) };
+        if Lvol::find(name)?.lvol == lvol {
+            Ok(name.to_owned())
+        } else {
+            let what = format!("the bdev {} is not that of this lvol", name.to_string_lossy());
+            Err(Error::new(libc::ENODEV, what))
+        }
+    }
+
     /// Opens the lvol with this UUID or alias.
     fn open(name: &CStr) -> Result<Lvol> {
         let shown = || name.to_string_lossy();

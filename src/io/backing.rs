@@ -82,7 +82,7 @@ pub unsafe fn stop_copies(blob: &OpenBlob) {
     }
 }
 
-/// Makes memory say what the device says since [`crate::md::metadata::erase_parent`]: `blob` has no
+/// Makes memory say what the device says since `erase_parent`: `blob` has no
 /// parent. What it read through is given back, for the caller to free.
 ///
 /// The end of `bs_inflate_blob_done` does the same, for the last clone in a chain.

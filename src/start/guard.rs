@@ -42,6 +42,8 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     let blob = unsafe { check_lvol(scratch, lvol)? };
     // SAFETY: as above; a lvol's id is the one that its blob says.
     let blob = bs.open(unsafe { sys::spdk_blob_get_id(blob) }).await?;
+    // SAFETY: the lvol is open, and the fields around its id were found right.
+    unsafe { check_unique_id(lvol, &blob)? };
     check_blob(bs, &blob)?;
     check_channel(bs, scratch)?;
     check_page(bs, &blob).await?;
@@ -134,6 +136,17 @@ unsafe fn check_lvol(scratch: &Scratch, lvol: *mut sys::spdk_lvol) -> Result<*mu
         fits((*lvol).blob_id == sys::spdk_blob_get_id(blob), "spdk_lvol.blob_id")?;
         Ok(blob)
     }
+}
+
+/// What the lvol's bdev would be named after.
+///
+/// # Safety
+///
+/// `lvol` is open, and `blob` is its blob.
+unsafe fn check_unique_id(lvol: *mut sys::spdk_lvol, blob: &OpenBlob) -> Result<()> {
+    // SAFETY: the lvol is in memory, as the caller says; the name, which ends in NUL, is behind it.
+    let unique_id = unsafe { CStr::from_ptr((&raw const (*lvol).unique_id).cast()) };
+    fits(blob.uuid().as_deref() == Some(unique_id), "spdk_lvol.unique_id")
 }
 
 /// A thin blob without a parent, open twice: by its lvol and by us.

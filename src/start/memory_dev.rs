@@ -1,4 +1,4 @@
-//! A blobstore device in memory: what [`crate::start::scratch`] and the tests run SPDK's blobstore on.
+//! A blobstore device in memory: what `scratch` and the tests run SPDK's blobstore on.
 
 use std::cell::RefCell;
 use std::os::raw::{c_int, c_void};

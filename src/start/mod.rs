@@ -2,6 +2,7 @@
 
 pub mod guard;
 pub mod memory_dev;
+pub mod ready;
 pub mod scratch;
 pub mod subsystem;
 pub mod version;

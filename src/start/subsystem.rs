@@ -8,6 +8,7 @@ use crate::base::log;
 use crate::base::task;
 use crate::rpc;
 use crate::start::guard;
+use crate::start::ready;
 use crate::start::version;
 use crate::turns;
 
@@ -20,7 +21,10 @@ extern "C" fn lvol_detach_init() {
     unsafe {
         task::spawn(async {
             match guard::prove().await {
-                Ok(zeroes) => rpc::register(zeroes),
+                Ok(zeroes) => {
+                    ready::set(zeroes);
+                    rpc::register();
+                }
                 Err(error) => refuse(&error),
             }
             log::flush();

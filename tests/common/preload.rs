@@ -65,10 +65,26 @@ pub fn build(name: &str, folder: &Path) -> PathBuf {
         .args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-o"])
         .arg(&library)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name).with_extension("c"))
-        .arg("-I")
-        .arg(spdk_root().join("include"))
+        .args(["-I".as_ref(), spdk_root().join("include").as_os_str()])
+        .args(["-I".as_ref(), spdk_root().join("lib/blob").as_os_str()])
+        .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/include")])
         .status()
         .expect("cc can be started");
     assert!(status.success(), "tests/{name}.c can be compiled");
     library
+}
+
+/// Puts a copy of one of SPDK's shared libraries in `folder`, in which a function has another name.
+#[track_caller]
+pub fn hide(function: &str, library: &str, folder: &Path) {
+    let file = fs::canonicalize(spdk_root().join("build/lib").join(library)).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    let name = format!("\0{function}\0").into_bytes();
+    let places: Vec<_> =
+        (0..bytes.len() - name.len()).filter(|&at| bytes[at..at + name.len()] == name).collect();
+    assert!(!places.is_empty(), "{library} has a {function}");
+    for at in places {
+        bytes[at + 1] = b'X';
+    }
+    fs::write(folder.join(file.file_name().unwrap()), bytes).unwrap();
 }

@@ -8,9 +8,9 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use spdk_lvol_detach::base::error::{Error, Result};
-use spdk_lvol_detach::chain::blob::{BlobId, OpenBlob};
-use spdk_lvol_detach::start::memory_dev::Image;
+use spdk_lvol_detach::internals::blob::{BlobId, OpenBlob};
+use spdk_lvol_detach::internals::error::{Error, Result};
+use spdk_lvol_detach::internals::memory_dev::Image;
 
 use crate::model::Model;
 use crate::ops::{CHECKSUM, Name, Op, Pick, Step};

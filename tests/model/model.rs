@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::raw::c_int;
 
-use spdk_lvol_detach::chain::blob::BlobId;
+use spdk_lvol_detach::internals::blob::BlobId;
 use spdk_sys as sys;
 
 use crate::ops::{Among, CHECKSUM, Name, Op, Pick, Step};

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::raw::{c_int, c_void};
 use std::rc::Rc;
 
-use spdk_lvol_detach::start::memory_dev::{self, BLOCK_LEN, Hook, Image};
+use spdk_lvol_detach::internals::memory_dev::{self, BLOCK_LEN, Hook, Image};
 use spdk_sys as sys;
 
 /// Of a torn write with more changed blocks than this only prefixes, suffixes, and those that lack

@@ -18,15 +18,15 @@ use std::rc::Rc;
 use std::sync::{Once, OnceLock};
 use std::task::{Context, Poll, Waker};
 
-use spdk_lvol_detach::base::error::{Error, Result, check};
-use spdk_lvol_detach::base::log;
-use spdk_lvol_detach::base::steps::Steps;
-use spdk_lvol_detach::base::task::{self, Callback, status, status_callback};
-use spdk_lvol_detach::chain::blob::{BlobId, Blobstore, OpenBlob};
-use spdk_lvol_detach::detach::{Detached, detach};
-use spdk_lvol_detach::io::backing::ZeroesDev;
-use spdk_lvol_detach::start::guard;
-use spdk_lvol_detach::start::memory_dev::{self, Hook, Image};
+use spdk_lvol_detach::internals::backing::ZeroesDev;
+use spdk_lvol_detach::internals::blob::{BlobId, Blobstore, OpenBlob};
+use spdk_lvol_detach::internals::error::{Error, Result, check};
+use spdk_lvol_detach::internals::guard;
+use spdk_lvol_detach::internals::log;
+use spdk_lvol_detach::internals::memory_dev::{self, Hook, Image};
+use spdk_lvol_detach::internals::steps::Steps;
+use spdk_lvol_detach::internals::task::{self, Callback, status, status_callback};
+use spdk_lvol_detach::internals::{Detached, detach};
 use spdk_sys as sys;
 
 /// Bytes of a cluster, unless a [`Layout`] says otherwise.

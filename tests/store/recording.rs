@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use spdk_lvol_detach::chain::blob::BlobId;
-use spdk_lvol_detach::start::memory_dev::Image;
+use spdk_lvol_detach::internals::blob::BlobId;
+use spdk_lvol_detach::internals::memory_dev::Image;
 
 use super::journal::Journal;
 use super::scenarios::{

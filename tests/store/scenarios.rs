@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
-use spdk_lvol_detach::base::error::Result;
-use spdk_lvol_detach::chain::blob::{BlobId, OpenBlob};
-use spdk_lvol_detach::start::memory_dev::{Hook, Image};
+use spdk_lvol_detach::internals::blob::{BlobId, OpenBlob};
+use spdk_lvol_detach::internals::error::Result;
+use spdk_lvol_detach::internals::memory_dev::{Hook, Image};
 
 use super::{Description, Layout, Store, image, run, start};
 
