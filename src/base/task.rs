@@ -9,9 +9,11 @@ use std::os::raw::{c_int, c_void};
 use std::pin::pin;
 use std::process::abort;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use async_lock::{Semaphore, SemaphoreGuardArc};
 use async_task::Runnable;
 use spdk_sys as sys;
 
@@ -194,5 +196,49 @@ impl Rests {
         unsafe { Timer::start(pause, move || drop(sender.send(()))) };
         // The sender is dropped only after it has sent.
         let _ = expired.await;
+    }
+}
+
+thread_local! {
+    static SLICE: Arc<Semaphore> = Arc::new(Semaphore::new(1));
+}
+
+/// Long work of a task, cut into slices: between two of them the SPDK thread does everything else that
+/// it has to do, and of all tasks with such work one has a slice at a time.
+#[derive(Debug)]
+pub struct Slices {
+    turn: Option<SemaphoreGuardArc>,
+    since: Instant,
+    count: u64,
+    longest: Duration,
+}
+
+impl Slices {
+    /// A slice ends at the first [`Slices::pause`] after so long.
+    const LENGTH: Duration = Duration::from_micros(50);
+
+    /// Begins the first slice.
+    pub async fn start() -> Slices {
+        let turn = SLICE.with(Arc::clone).acquire_arc().await;
+        Slices { turn: Some(turn), since: Instant::now(), count: 1, longest: Duration::ZERO }
+    }
+
+    /// Lets others have the thread, if the slice has been long enough. To be called after each few
+    /// microseconds of work.
+    pub async fn pause(&mut self) {
+        let length = self.since.elapsed();
+        self.longest = self.longest.max(length);
+        if length >= Self::LENGTH {
+            self.turn = None;
+            next_round().await;
+            self.turn = Some(SLICE.with(Arc::clone).acquire_arc().await);
+            self.count += 1;
+            self.since = Instant::now();
+        }
+    }
+
+    /// Ends the work: how many slices there were, and how long the longest was.
+    pub fn end(self) -> (u64, Duration) {
+        (self.count, self.longest.max(self.since.elapsed()))
     }
 }

@@ -44,16 +44,8 @@ impl Family {
     /// the one of the blob; a blobstore without lvols has none.
     pub async fn lock(bs: Blobstore, id: BlobId, lvol: Option<Lvol>) -> Result<Family> {
         let root = Member { blob: bs.open(id).await?, lvol };
-        let rests = Rests::start();
-        loop {
-            match (Survey { bs, root: &root }).find_and_lock() {
-                Ok((parent, readers, locks)) => {
-                    return Ok(Family { _locks: locks, root, readers, parent });
-                }
-                Err(error) if !error.is_busy() || rests.waited() > PATIENCE => return Err(error),
-                Err(_) => rests.rest().await,
-            }
-        }
+        let Found { parent, readers, locks } = find(bs, &root).await?;
+        Ok(Family { _locks: locks, root, readers, parent })
     }
 
     /// The blob that the others descend from.
@@ -87,13 +79,35 @@ impl Family {
     }
 }
 
+/// The readers of `root`, if [`Family::lock`] would find nothing to refuse; the error is what it would
+/// refuse with. Nothing stays locked.
+pub async fn find_readers(bs: Blobstore, root: &Member) -> Result<Vec<Member>> {
+    find(bs, root).await.map(|found| found.readers)
+}
+
+async fn find(bs: Blobstore, root: &Member) -> Result<Found> {
+    let rests = Rests::start();
+    loop {
+        match (Survey { bs, root }).find_and_lock() {
+            Err(error) if error.is_busy() && rests.waited() <= PATIENCE => rests.rest().await,
+            outcome => return outcome,
+        }
+    }
+}
+
 /// What to call a blob of `root`'s store in a message.
-fn name_of(root: &Member, blob: &OpenBlob) -> String {
+pub fn name_of(root: &Member, blob: &OpenBlob) -> String {
     let name = blob.name();
     match &root.lvol {
         Some(lvol) => format!("{}/{name}", lvol.store_name()),
         None => name,
     }
+}
+
+struct Found {
+    parent: Member,
+    readers: Vec<Member>,
+    locks: Vec<Lock>,
 }
 
 /// A look at the chain of one blob. Nothing in it is awaited, so what it finds holds until it is done,
@@ -104,7 +118,7 @@ struct Survey<'a> {
 }
 
 impl Survey<'_> {
-    fn find_and_lock(&self) -> Result<(Member, Vec<Member>, Vec<Lock>)> {
+    fn find_and_lock(&self) -> Result<Found> {
         self.check_unlocked(&self.root.blob)?;
         let parent = self.find_parent()?;
         let listed = lineage::readers(self.bs, &self.root.blob);
@@ -119,7 +133,7 @@ impl Survey<'_> {
         let locks: Option<Vec<Lock>> = blobs.map(OpenBlob::lock).collect();
         // Each was found unlocked, above.
         let locks = locks.ok_or_else(|| self.busy(&self.root.blob))?;
-        Ok((parent, readers, locks))
+        Ok(Found { parent, readers, locks })
     }
 
     fn find_parent(&self) -> Result<Member> {
