@@ -170,8 +170,8 @@ async fn look(bs: Blobstore, root: &Member, with_ranges: bool) -> Result<Option<
         readers: readers.iter().map(|member| &member.blob).collect(),
     };
     let walked = clusters::walk(&chain, with_ranges, &mut slices).await;
-    let (count, longest) = slices.end();
-    tracing::debug!("{name}: check of {count} slices, the longest {} us", longest.as_micros());
+    let done = slices.end();
+    tracing::debug!("{name}: check of {done}");
     let counts = match walked {
         Ok(counts) => counts,
         Err(Stopped::ChainChanged) => return Ok(None),
@@ -227,9 +227,8 @@ fn readers_despite(
         is_reader.then_some(Member { blob, lvol: Some(lvol) })
     };
     let readers: Option<Vec<Member>> = listed.iter().map(find).collect();
-    readers.ok_or_else(|| {
-        format!("not all that reads through {} is there", name_of(root, &root.blob))
-    })
+    readers
+        .ok_or_else(|| format!("not all that reads through {} is there", name_of(root, &root.blob)))
 }
 
 async fn volume(bs: Blobstore, root: &Member, member: &Member, count: Count) -> Volume {
@@ -302,7 +301,9 @@ fn undo(bs: Blobstore, root: &Member, ancestry: &Ancestry, readers: &[Member]) -
         return Some(Undo::Never(why));
     }
     let mut condition = if root.blob.is_read_only() {
-        format!("{parent_name} is there and nothing that reads through {name} is written to or resized")
+        format!(
+            "{parent_name} is there and nothing that reads through {name} is written to or resized"
+        )
     } else {
         format!("{parent_name} is there and {name} is neither written to nor resized")
     };

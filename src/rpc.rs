@@ -51,8 +51,7 @@ pub unsafe fn register(zeroes: ZeroesDev) {
     }
 }
 
-type Handler =
-    unsafe extern "C" fn(*mut sys::spdk_jsonrpc_request, *const sys::spdk_json_val);
+type Handler = unsafe extern "C" fn(*mut sys::spdk_jsonrpc_request, *const sys::spdk_json_val);
 
 /// False if the name is taken.
 ///

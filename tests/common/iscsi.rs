@@ -167,6 +167,18 @@ impl Export<'_> {
         self.qemu_io((0..).zip(clusters).map(|(cluster, byte)| read(cluster * size, size, *byte)))
     }
 
+    /// Every byte of it.
+    #[track_caller]
+    pub fn read_all(&self) -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        let mut qemu_img = Command::new("qemu-img");
+        qemu_img.args(["convert", "-f", "raw", "-O", "raw", &self.url]).arg(file.path());
+        let output = qemu_img.output().expect("qemu-img is there if qemu-io is");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {complaint}", self.url);
+        std::fs::read(file.path()).expect("a file can be read")
+    }
+
     /// Unmaps clusters, each with a request of its own.
     #[track_caller]
     pub fn unmap(&self, clusters: &[u64]) {
