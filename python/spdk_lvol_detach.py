@@ -56,6 +56,8 @@ CODES = """\
           lvol still has its parent, but may come up without it after a restart
   -108    the target is about to stop
   -12     out of memory
+  -95     as -5: what the lvstore is on can't be flushed as was expected
+  -125    as -5: SPDK has given up what was under way
 """
 
 DETACH_EPILOG = f"""\
@@ -172,10 +174,9 @@ def clusters(found, count):
 
 
 def size(number):
-    for unit in ('B', 'KiB', 'MiB', 'GiB', 'TiB'):
-        if number < 1024 or unit == 'TiB':
-            return f'{number:.4g} {unit}'
-        number /= 1024
+    units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+    power = min(max(number.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f'{number / (1 << 10 * power):.4g} {units[power]}'
 
 
 def losses(found):
@@ -194,8 +195,8 @@ def losses(found):
     users = [lvol['name'] for lvol in [found, *found['readers']] if in_use(lvol)]
     if users:
         text += (
-            f'\n\nStop whoever uses {", ".join(users)} first: they would see data turn into zeroes, '
-            'and\nwhat they write meanwhile makes the loss permanent.'
+            f'\n\nStop whoever uses {", ".join(users)} first: they would see data turn into zeroes,\n'
+            'and what they write meanwhile makes the loss permanent.'
         )
     return text
 

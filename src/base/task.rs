@@ -225,7 +225,13 @@ impl Slices {
     /// Begins the first slice.
     pub async fn start() -> Slices {
         let turn = SLICE.with(Arc::clone).acquire_arc().await;
-        Slices { turn: Some(turn), since: Instant::now(), count: 0, long: 0, longest: Duration::ZERO }
+        Slices {
+            turn: Some(turn),
+            since: Instant::now(),
+            count: 0,
+            long: 0,
+            longest: Duration::ZERO,
+        }
     }
 
     /// Lets others have the thread, if the slice has been long enough. To be called after each few
