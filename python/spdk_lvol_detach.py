@@ -11,6 +11,9 @@ It imports nothing of SPDK's, so that it works with any rpc.py that has --plugin
 
 import argparse
 import json
+import os
+import sys
+import textwrap
 
 DETACH = 'bdev_lvol_detach_parent'
 CHECK = 'bdev_lvol_check_detach_parent'
@@ -105,7 +108,7 @@ def picture(found):
     """What a check has found, for a person who has never seen one."""
     parts = [chain(found)] if 'ancestors' in found else []
     parts += [losses(found), next_steps(found)]
-    parts += [f'Mind: {warning["message"]}.' for warning in found['warnings']]
+    parts += [wrapped(f'Mind: {warning["message"]}.') for warning in found['warnings']]
     return '\n\n'.join(part for part in parts if part)
 
 
@@ -194,8 +197,8 @@ def losses(found):
     text += '\n'.join(lost)
     users = [lvol['name'] for lvol in [found, *found['readers']] if in_use(lvol)]
     if users:
-        text += (
-            f'\n\nStop whoever uses {", ".join(users)} first: they would see data turn into zeroes,\n'
+        text += '\n\n' + wrapped(
+            f'Stop whoever uses {", ".join(users)} first: they would see data turn into zeroes, '
             'and what they write meanwhile makes the loss permanent.'
         )
     return text
@@ -205,23 +208,36 @@ def next_steps(found):
     name = found['name']
     refusal = found['refusal']
     if refusal:
-        return f'A detach would be refused now, with {refusal["code"]}:\n  {refusal["message"]}'
+        what = wrapped(refusal['message'], '  ')
+        return f'A detach would be refused now, with {refusal["code"]}:\n{what}'
+    program = os.path.basename(sys.argv[0])
     lines = [
         'A detach would be done now. What to type next:',
-        f'  {DETACH} {name}',
+        f'  {program} --plugin {__name__} {DETACH} {name}',
         '      to detach it',
-        f'  bdev_lvol_decouple_parent {name}',
-        '      instead, to keep all that it shows: copies what its parent owns',
+        f'  {program} bdev_lvol_decouple_parent {name}',
+        '      instead, to keep all that it shows, damage and all: copies what its parent owns',
     ]
     undo = found.get('undo', {})
     if undo.get('possible'):
         lines += [
-            f'  bdev_lvol_set_parent {name} {found["parent"]}',
-            f'      to take the detach back, as long as {undo["as_long_as"]}',
+            f'  {program} bdev_lvol_set_parent {name} {found["parent"]}',
+            wrapped(f'to take the detach back, as long as {undo["as_long_as"]}', '      '),
         ]
     elif undo:
-        lines.append(f'It could not be taken back: {undo["why_not"]}.')
+        lines.append(wrapped(f'It could not be taken back: {undo["why_not"]}.'))
     return '\n'.join(lines)
+
+
+def wrapped(text, indent=''):
+    return textwrap.fill(
+        text,
+        88,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def spdk_rpc_plugin_initialize(subparsers):
