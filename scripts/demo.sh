@@ -274,7 +274,7 @@ cat <<-TEXT
 	  Each was called on snap3; snap2 was deleted as soon as it returned.
 
 	What bdev_lvol_check_detach_parent --tree said before
-$(sed 's/./  &/' <<<"$tree")
+  ${tree//$'\n'/$'\n'  }
 
 	Parent and allocated clusters
 	                          before            detached          decoupled

@@ -6,7 +6,8 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::iscsi;
 use common::lvstore::{Lvstore, MIB};
@@ -277,6 +278,34 @@ fn of_random_chains_it_says_exactly_what_a_client_then_finds_lost() {
     assert!(lost > 50, "only {lost} clusters were lost in all");
 }
 
+#[test]
+fn of_too_many_ranges_it_says_where_they_end() {
+    const CLUSTER: u64 = 4096;
+    const MOST: u64 = 65_536;
+    const COUNT: u64 = MOST + 100;
+    let target = target_with(Lvstore {
+        size_mib: 1024,
+        cluster_size: CLUSTER,
+        md_pages_per_100_clusters: 1,
+        ..Lvstore::default()
+    });
+    target.create_thin("lvs/vol", 600);
+    // Every other cluster.
+    let writes = (0..COUNT).map(|number| iscsi::write(number * 2 * CLUSTER, CLUSTER, 0x11));
+    target.export("lvs/vol").must_all(writes);
+    target.snapshot("lvs/vol", "lvs/snap");
+
+    let said = check(&target, "lvs/vol");
+
+    assert_eq!(said["num_lost_clusters"], COUNT);
+    let ranges = said["lost_ranges"].as_array().unwrap();
+    assert_eq!(ranges.len() as u64, MOST);
+    assert!((0..).zip(ranges).all(|(number, range): (u64, _)| *range == json!([number * 2, 1])));
+    assert_eq!(said["lost_ranges_end"], MOST * 2);
+    // The whole list of a lvol is no shorter for it.
+    assert_eq!(check(&target, "lvs/snap").get("lost_ranges_end"), None);
+}
+
 // --- Refusals ---
 
 #[test]
@@ -503,16 +532,8 @@ fn it_says_who_uses_what_reads_through_it() {
 #[test]
 fn it_warns_of_what_was_deleted_and_of_what_is_not_flushed_and_so_does_the_detach_once() {
     let environment = vec![("LVOL_DETACH_FLUSH".into(), "off".into())];
-    let target = Target::start_with(Options { environment, ..Options::default() });
-    let file = target.dir().join("disk");
-    fs::File::create(&file).unwrap().set_len(256 * MIB).unwrap();
-    // Without `fallocate` it can't be unmapped.
-    let aio = json!({"name": "disk", "filename": file, "block_size": 4096});
-    target.must("bdev_aio_create", aio);
-    target.must(
-        "bdev_lvol_create_lvstore",
-        json!({"bdev_name": "disk", "lvs_name": "plain", "cluster_sz": MIB}),
-    );
+    let mut target = Target::start_with(Options { environment, ..Options::default() });
+    target.create_lvstore("plain", Lvstore { without_unmap: true, ..Lvstore::default() });
     target.create_thin("plain/vol", 4);
     target.snapshot("plain/vol", "plain/snap1");
     target.snapshot("plain/vol", "plain/snap2");
@@ -523,7 +544,7 @@ fn it_warns_of_what_was_deleted_and_of_what_is_not_flushed_and_so_does_the_detac
         said["warnings"].as_array().unwrap().iter().map(|warning| &warning["about"]).collect();
     assert_eq!(about, ["unmap", "flush"]);
     let message = |index: usize| said["warnings"][index]["message"].as_str().unwrap();
-    assert!(message(0).contains("the base bdev disk has no unmap"), "{said}");
+    assert!(message(0).contains("the base bdev plain-base has no unmap"), "{said}");
     assert!(message(1).contains("LVOL_DETACH_FLUSH=off"), "{said}");
     assert!(!target.log().contains("has no unmap"), "the check itself logs nothing");
 
@@ -531,12 +552,73 @@ fn it_warns_of_what_was_deleted_and_of_what_is_not_flushed_and_so_does_the_detac
     target.detach("plain/snap2");
     target.wait_for_log(|log| log.contains("plain/snap2") && log.contains("is detached from"));
     let line =
-        "the bdev disk has no unmap, and SPDK doesn't zero new clusters: where plain/vol and";
+        "the bdev plain-base has no unmap, and SPDK doesn't zero new clusters: where plain/vol and";
     target.wait_for_log(|log| log.contains(line));
     assert_eq!(target.log().matches("has no unmap").count(), 1);
 }
 
+/// What `docs/operations.md` says of bytes of the deleted.
+#[test]
+fn a_clear_method_that_zeroes_leaves_nothing_of_the_deleted() {
+    let options = Lvstore { size_mib: 64, without_unmap: true, ..Lvstore::default() };
+    let mut target = Target::start();
+    target.create_lvstore("plain", options);
+    let shows = |clear_method: &str| {
+        let create = |name: &str| {
+            target.must(
+                "bdev_lvol_create",
+                json!({
+                    "lvs_name": "plain", "lvol_name": name, "size_in_mib": 40,
+                    "thin_provision": true, "clear_method": clear_method,
+                }),
+            );
+        };
+        create("old");
+        target.export("plain/old").must([iscsi::write(0, 40 * MIB, 0x39)]);
+        target.delete("plain/old");
+        // A clone, whose parent owns nothing.
+        create("new");
+        target.snapshot("plain/new", "plain/parent");
+        target.detach("plain/new");
+        target.export("plain/new").must([iscsi::write(0, 4096, 0x11)]);
+        let byte = target.export("plain/new").read_all()[8192];
+        target.delete("plain/new");
+        target.delete("plain/parent");
+        byte
+    };
+    assert_eq!(shows("unmap"), 0x39);
+    assert_eq!(shows("write_zeroes"), 0);
+}
+
 // --- While it goes on ---
+
+#[test]
+fn a_detach_and_a_deletion_that_come_meanwhile_are_done() {
+    let target = target_with(Lvstore {
+        size_mib: 32 << 10,
+        cluster_size: 64 * MIB,
+        md_pages_per_100_clusters: 1000,
+        ..Lvstore::default()
+    });
+    const DEPTH: usize = 120;
+    target.create_thin("lvs/vol", 64 << 20);
+    for level in 0..DEPTH {
+        target.snapshot("lvs/vol", &format!("lvs/snap{level}"));
+    }
+    let mut before = DEPTH;
+    for level in [30, 60, 90] {
+        let mut pending = target.start_call(CHECK, json!({"name": "lvs/vol"}));
+        thread::sleep(Duration::from_millis(20));
+        target.detach(&format!("lvs/snap{level}"));
+        target.delete(&format!("lvs/snap{}", level - 1));
+        println!("the check had ended: {}", pending.is_answered());
+        let said = pending.wait().unwrap();
+        let (ancestors, after) = (said["ancestors"].as_array().unwrap().len(), DEPTH - level);
+        assert!([before, after].contains(&ancestors), "{ancestors} ancestors");
+        before = after;
+    }
+    assert_eq!(check(&target, "lvs/vol")["ancestors"].as_array().unwrap().len(), before);
+}
 
 /// 64 TiB and 200 ancestors: the target serves others meanwhile.
 #[test]
@@ -570,7 +652,7 @@ fn a_huge_chain_is_walked_while_others_are_served() {
     let mut pending = target.start_call(CHECK, json!({"name": "lvs/vol", "ranges": true}));
     export.must([iscsi::write(0, 4096, 0x22), iscsi::read(0, 4096, 0x22)]);
     let mut answered = 0;
-    let mut longest = std::time::Duration::ZERO;
+    let mut longest = Duration::ZERO;
     while !pending.is_answered() {
         let asked = Instant::now();
         connection.call("spdk_get_version", Value::Null).unwrap();
