@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -661,6 +662,7 @@ fn a_huge_chain_is_walked_while_others_are_served() {
     }
     let took = started.elapsed();
     let said = pending.wait().unwrap();
+    assert!(answered > 3, "{answered} RPCs were answered in {took:?}");
 
     assert_eq!(said["ancestors"].as_array().unwrap().len() as u64, DEPTH);
     assert_eq!(said["num_clusters"], (64 << 40) / CLUSTER);
@@ -674,6 +676,46 @@ fn a_huge_chain_is_walked_while_others_are_served() {
         "64 TiB in clusters of 64 MiB, {DEPTH} ancestors: {took:?} while an iSCSI client wrote and read, \
          and {answered} RPCs were answered, the slowest in {longest:?}\n{slices}"
     );
+}
+
+#[test]
+fn clusters_that_are_allocated_meanwhile_are_told_of() {
+    const CLUSTER: u64 = 4 * MIB;
+    const ROUNDS: u64 = 5;
+    const EACH: u64 = 60;
+    const ALL: u64 = ROUNDS * EACH;
+    let target = target_with(Lvstore {
+        size_mib: 32 << 10,
+        cluster_size: CLUSTER,
+        md_pages_per_100_clusters: 1000,
+        ..Lvstore::default()
+    });
+    target.create_thin("lvs/vol", 8 << 20);
+    let writes = |places: Range<u64>| places.map(|place| iscsi::write(place * CLUSTER, 4096, 0x11));
+    target.export("lvs/vol").must_all(writes(0..ALL));
+    for level in 0..100 {
+        target.snapshot("lvs/vol", &format!("lvs/snap{level}"));
+    }
+    let export = target.export("lvs/vol");
+    let mut told = 0;
+    for round in 0..ROUNDS {
+        let mut pending = target.start_call(CHECK, json!({"name": "lvs/vol"}));
+        // They are looked at first.
+        export.must(writes(round * EACH..(round + 1) * EACH));
+        let had_ended = pending.is_answered();
+        let said = pending.wait().unwrap();
+        let lost = said["num_lost_clusters"].as_u64().unwrap();
+        let (least, most) = (ALL - (round + 1) * EACH, ALL - round * EACH);
+        assert!((least..=most).contains(&lost), "{said}");
+        let warned = said["warnings"][0]["about"] == "writes";
+        // What was counted is true, or it is said that it may not be.
+        let owned = said["num_allocated_clusters"].as_u64().unwrap();
+        assert!(warned || had_ended || owned == (round + 1) * EACH, "{said}");
+        assert_eq!(lost + owned, ALL, "{said}");
+        told += u64::from(warned);
+    }
+    println!("told {told} times");
+    assert!(told > 0, "no cluster was allocated while they were counted");
 }
 
 #[test]
