@@ -248,6 +248,11 @@ for lvol in vol snap3; do
 done
 is "$before" "$(lvols twin-)" || die 'the two chains differ.'
 
+step 'asking what a detach of snap3 would do'
+tree=$(rpc bdev_lvol_check_detach_parent lvs/snap3 --tree)
+lost=$(rpc bdev_lvol_check_detach_parent lvs/snap3 | jq -c '[.num_lost_clusters, .readers[].num_lost_clusters]')
+is "$before" "$(lvols '')" || die 'the check has changed something.'
+
 step 'detaching snap3 from snap2'
 detach_io=$(measure bdev_lvol_detach_parent '')
 detached=$(lvols '')
@@ -268,6 +273,9 @@ cat <<-TEXT
 	  bdev_lvol_decouple_parent   $(arrows "$decoupled")     (on a twin of the chain)
 	  Each was called on snap3; snap2 was deleted as soon as it returned.
 
+	What bdev_lvol_check_detach_parent --tree said before
+  ${tree//$'\n'/$'\n'  }
+
 	Parent and allocated clusters
 	                          before            detached          decoupled
 TEXT
@@ -285,6 +293,7 @@ expected=$(jq -c 'del(.snap2) | .snap3.parent = "none"' <<<"$before")
 check 'snap3 has no parent; allocated clusters and all other parents are as before' is "$detached" "$expected"
 check 'the detach was one read and one write of 4096 bytes, no unmap' \
 	is "$(jq -r '"\(.reads) \(.read) \(.writes) \(.written) \(.unmaps)"' <<<"$detach_io")" '1 4096 1 4096 0'
+check 'the check said what is lost: 32 clusters for snap3, 32 for vol' is "$lost" '[32,32]'
 others=$((clusters - count[snap3]))
 check "snap3, every byte: its own ${count[snap3]} clusters as written, the other $others read as zeroes" \
 	reads_as snap3_detached snap3

@@ -8,14 +8,17 @@ use std::process::exit;
 
 const FUNCTIONS: &[&str] = &[
     "spdk_(bs|blob|lvs|lvol)_.*",
-    "spdk_bdev_(for_each_bdev_io|open_ext|get_by_name|close|desc_get_bdev|get_name|get_module_name|get_num_blocks)",
+    "spdk_bdev_(for_each_bdev_io|for_each_channel|for_each_channel_continue|open_ext|get_by_name|close|desc_get_bdev|get_name|get_module_name|get_num_blocks)",
+    "spdk_bdev_(get_qos_rate_limits|get_qos_rpc_type)",
     "spdk_bdev_(dump_info_json|flush_blocks|free_io|io_get_nvme_status|io_type_supported|nvme_io_passthru)",
     "spdk_env_(opts_init|init|fini|get_first_core|get_next_core)",
     "spdk_dma_(zmalloc|free)",
-    "spdk_json_(decode_object|decode_string)",
+    "spdk_json_(decode_bool|decode_object|decode_string)",
     "spdk_json_(find|find_string|parse|strdup)",
-    "spdk_json_write_(begin|end|object_begin|object_end)",
+    "spdk_json_write_(array_begin|array_end|begin|end|object_begin|object_end)",
+    "spdk_json_write_(bool|int32|name_raw|null|string_raw|uint64)",
     "spdk_jsonrpc_send_(bool|error)_response",
+    "spdk_jsonrpc_(begin|end)_result",
     "spdk_rpc_(register_method|get_method_state_mask)",
     "spdk_log.*",
     "spdk_subsystem_(init|fini)_next",
@@ -36,7 +39,6 @@ const FUNCTIONS: &[&str] = &[
     "spdk_bdev_(readv|writev|unmap|write_zeroes)_blocks",
     "spdk_cpuset_(alloc|free|set_cpu)",
     "spdk_json_write_(val|val_raw)",
-    "spdk_jsonrpc_(begin|end)_result",
 ];
 const TYPES: &[&str] = &[
     "spdk_blob",
@@ -57,7 +59,8 @@ const TYPES: &[&str] = &[
 ];
 const CONSTANTS: &[&str] = &[
     "BLOB_SNAPSHOT",
-    "SPDK_BDEV_IO_TYPE_(FLUSH|NVME_IO)",
+    "SPDK_BDEV_IO_TYPE_(FLUSH|NVME_IO|UNMAP)",
+    "SPDK_BDEV_(CLAIM_NONE|QOS_NUM_RATE_LIMIT_TYPES)",
     "SPDK_BLOB_BLOBID_HIGH_BIT",
     "SPDK_BLOB_(EXTENT_TABLE|INTERNAL_XATTR|THIN_PROV)",
     "SPDK_IO_CHANNEL_STRUCT_SIZE",

@@ -11,6 +11,8 @@ use crate::chain::lvol::Lvol;
 use crate::io::backing::{ZeroesDev, stop_copies, take_parent};
 use crate::io::grace::{self, copies_in_flight, reads_in_flight};
 use crate::md::metadata::{WriteError, erase_parent};
+use crate::md::page::Unreadable;
+use crate::md::unmap;
 use crate::turns::{self, Turn};
 
 /// Detaches the lvol with this UUID or alias from its parent snapshot.
@@ -45,7 +47,7 @@ pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
 }
 
 /// The lvol of this name, when it is its store's turn.
-async fn find(name: &CStr) -> Result<(Lvol, Blobstore, Turn)> {
+pub async fn find(name: &CStr) -> Result<(Lvol, Blobstore, Turn)> {
     loop {
         let lvol = Lvol::find(name)?;
         // SAFETY: `detach` keeps an lvol open as long as it uses the blobstore, and `turns` only looks at
@@ -112,6 +114,7 @@ pub async fn detach(
     steps.done("write");
 
     // From here on nothing can fail.
+    unmap::warn(blob, &name);
     // SAFETY: a blob that has a parent is a thin clone; the family is locked, and was found whole.
     unsafe { stop_copies(blob) };
     let has_ended = copies_in_flight(bs, &family).await.end(&name).await;
@@ -145,13 +148,15 @@ pub async fn detach(
     Ok(detached)
 }
 
+/// What a detach answers whose lvol has such metadata.
+pub fn unreadable(why: &Unreadable, name: &str) -> Error {
+    let what = "could not be read, or is not what it should be";
+    Error::new(why.errno(), format!("the metadata of {name} {what}: {why}. Nothing was written"))
+}
+
 fn write_error(error: &WriteError, name: &str, parent: &str) -> Error {
     match error {
-        WriteError::Unreadable(why) => {
-            let errno = why.errno();
-            let what = "could not be read, or is not what it should be";
-            Error::new(errno, format!("the metadata of {name} {what}: {why}. Nothing was written"))
-        }
+        WriteError::Unreadable(why) => unreadable(why, name),
         WriteError::PutBack(errno) => Error::new(
             *errno,
             format!("the metadata write of {name} failed; it still has its parent {parent}"),

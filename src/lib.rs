@@ -33,13 +33,16 @@
 //!
 //! The design is in `docs/design.md`, and the way of a call is in the list of source files: `rpc`, `api` and
 //! `c_api` take it, `detach` is the operation from top to bottom, of which `turns` lets so many go at a time.
+//! `check` says what it would do, and `answer` how that is written.
 //! `chain` knows who reads through whom, `md` what is on the device, `io` the I/O that goes on meanwhile, `start`
 //! what happens once, when the target starts; `base` is what everything stands on.
 
+mod answer;
 mod api;
 mod base;
 mod c_api;
 mod chain;
+mod check;
 mod detach;
 mod io;
 mod md;
@@ -62,6 +65,6 @@ pub mod internals {
     pub use crate::chain::blob;
     pub use crate::detach::{Detached, detach};
     pub use crate::io::backing;
-    pub use crate::rpc::decode_name;
+    pub use crate::rpc::{decode_check, decode_name};
     pub use crate::start::{guard, memory_dev};
 }

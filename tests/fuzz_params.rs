@@ -24,7 +24,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use spdk_lvol_detach::internals::decode_name;
+use spdk_lvol_detach::internals::{decode_check, decode_name};
 use spdk_sys as sys;
 
 const INPUTS: u32 = 150_000;
@@ -69,7 +69,12 @@ fn decode(text: &[u8]) -> Outcome {
     };
     assert_eq!(usize::try_from(again), Ok(count), "SPDK's parser says something else each time");
     // SAFETY: the values were parsed, and the text that they point to is still there.
-    match unsafe { decode_name(values.as_ptr()) } {
+    let (name, check) = unsafe { (decode_name(values.as_ptr()), decode_check(values.as_ptr())) };
+    // The check takes what the detach takes, and more.
+    if let Some(name) = &name {
+        assert_eq!(check, Some((name.clone(), false)));
+    }
+    match name {
         Some(name) => Outcome::Accepted(name),
         None => Outcome::Refused,
     }

@@ -63,6 +63,14 @@ batch() { printf '%s\n' "$@" | rpc --plugin spdk_lvol_detach; }
 
 detach() { rpc --plugin spdk_lvol_detach bdev_lvol_detach_parent "$@"; }
 
+check() { rpc --plugin spdk_lvol_detach bdev_lvol_check_detach_parent "$@"; }
+
+# losses LVOL: what a check says of it, and of each lvol that reads through it: would it lose, and what does it own.
+losses() {
+	check "$1" | jq -r --arg prefix "$lvs/" '
+		[., .readers[]] | map("\(.name | ltrimstr($prefix)) loses \(.num_lost_clusters)") | sort | join(", ")'
+}
+
 # detach_raw PARAMS: sends these JSON params, which rpc.py itself would never send.
 detach_raw() { rpc --plugin lvol_detach_raw raw bdev_lvol_detach_parent "$1"; }
 
@@ -290,7 +298,14 @@ check_lvols 'a chain: snap1 <- snap2 <- snap3 <- vol, clone' <<-TABLE
 	vol    snap3  -          1  thin
 TABLE
 
+check_output 'the check says what would be lost' 'clone loses 6, snap3 loses 6, vol loses 6' \
+	losses "$lvs/snap3"
+check_output 'and changes nothing' "$lvs/snap2" eval "check $lvs/snap3 | jq -r .parent"
+check_output 'it shows it as a picture' 1 eval "check --tree $lvs/snap3 | grep -c 'a detach parts the chain here'"
+
 check_output 'detach snap3' true detach "$lvs/snap3"
+check_output 'what has no parent has nothing to lose' 'clone loses 0, snap3 loses 0, vol loses 0' \
+	losses "$lvs/snap3"
 check_lvols 'snap3 has no parent, not even snap1; its clones stay its clones; clusters stay' <<-TABLE
 	clone  snap3  -          0  thin
 	snap1  -      snap2      8  thick

@@ -24,6 +24,7 @@ def write(results, path):
         'throughput': NOT_MEASURED,
         'steps': NOT_MEASURED,
         'pauses': NOT_MEASURED,
+        'checks': NOT_MEASURED,
     }
     if entries := results.get('methods'):
         tables['methods'] = methods(entries)
@@ -34,6 +35,8 @@ def write(results, path):
         tables['steps'] = steps(entries)
     if entries := results.get('pause'):
         tables['pauses'] = pauses(entries)
+    if entries := results.get('check'):
+        tables['checks'] = checks(entries)
     tables['growth'] = '\n\n'.join(
         growth(name, entries) for name, entries in results.items() if name.startswith('growth-')
     )
@@ -112,6 +115,26 @@ def pauses(entries):
             + [quantile(entry['longest_write_us'], of_1000) for of_1000 in (500, 990, 999, 1000)]
             + [likelihood(entry), len(entry['longest_write_us'])]
             for entry in sorted(entries, key=where)
+        ],
+    )
+
+
+def checks(entries):
+    head = ['clusters of, MiB', 'clusters', 'ancestors', 'whole check, ms']
+    head += [
+        'for each cluster of each lvol, ns',
+        'a slice, us',
+        'slices over 100 us',
+        'longest, us',
+    ]
+    figures = ['ms', 'ns_each', 'slice_us', 'long_slices', 'longest_us']
+    return table(
+        [*head, 'samples'],
+        [
+            [entry['cluster_mib'], entry['clusters'], entry['ancestors']]
+            + [cell(entry[figure]) for figure in figures]
+            + [len(entry['ms'])]
+            for entry in entries
         ],
     )
 

@@ -31,6 +31,11 @@ impl Error {
         self.errno.0 == libc::EBUSY
     }
 
+    /// Whether what the target has in memory can't be right.
+    pub fn is_inconsistent(&self) -> bool {
+        self.errno.0 == libc::EUCLEAN
+    }
+
     /// Whether nothing is wrong but what was asked for, or when.
     pub(crate) fn is_refusal(&self) -> bool {
         [libc::ENODEV, libc::EINVAL, libc::EBUSY, libc::EPERM, libc::ESHUTDOWN]

@@ -1,6 +1,7 @@
 //! What everything stands on.
 
 pub mod error;
+pub mod json;
 pub mod log;
 pub mod steps;
 pub mod tailq;

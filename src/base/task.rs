@@ -3,15 +3,18 @@
 //! A task runs on the SPDK thread that spawned it, from that thread's messages: never inside the
 //! callback that wakes it, whose caller may not be done yet.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::os::raw::{c_int, c_void};
 use std::pin::pin;
 use std::process::abort;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use async_lock::{Semaphore, SemaphoreGuardArc};
 use async_task::Runnable;
 use spdk_sys as sys;
 
@@ -194,5 +197,79 @@ impl Rests {
         unsafe { Timer::start(pause, move || drop(sender.send(()))) };
         // The sender is dropped only after it has sent.
         let _ = expired.await;
+    }
+}
+
+thread_local! {
+    static SLICE: Arc<Semaphore> = Arc::new(Semaphore::new(1));
+}
+
+/// Long work of a task, cut into slices: between two of them the SPDK thread does everything else that
+/// it has to do, and of all tasks with such work one has a slice at a time.
+#[derive(Debug)]
+pub struct Slices {
+    turn: Option<SemaphoreGuardArc>,
+    since: Instant,
+    count: u64,
+    long: u64,
+    longest: Duration,
+}
+
+impl Slices {
+    /// A slice ends at the first [`Slices::pause`] after so long.
+    const LENGTH: Duration = Duration::from_micros(50);
+    /// Those that are longer are counted: the thread has lost its core meanwhile, or works too much without
+    /// a pause.
+    const LONG: Duration = Duration::from_micros(100);
+
+    /// Begins the first slice.
+    pub async fn start() -> Slices {
+        let turn = SLICE.with(Arc::clone).acquire_arc().await;
+        Slices {
+            turn: Some(turn),
+            since: Instant::now(),
+            count: 0,
+            long: 0,
+            longest: Duration::ZERO,
+        }
+    }
+
+    /// Lets others have the thread, if the slice has been long enough. To be called after each few
+    /// microseconds of work.
+    pub async fn pause(&mut self) {
+        if self.since.elapsed() >= Self::LENGTH {
+            self.note();
+            self.turn = None;
+            next_round().await;
+            self.turn = Some(SLICE.with(Arc::clone).acquire_arc().await);
+            self.since = Instant::now();
+        }
+    }
+
+    fn note(&mut self) {
+        let length = self.since.elapsed();
+        self.count += 1;
+        self.long += u64::from(length > Self::LONG);
+        self.longest = self.longest.max(length);
+    }
+
+    /// Ends the last slice.
+    pub fn end(mut self) -> SlicesDone {
+        self.note();
+        self.turn = None;
+        SlicesDone(self)
+    }
+}
+
+/// Work that was done in slices, for the log.
+#[derive(Debug)]
+pub struct SlicesDone(Slices);
+
+/// `120 slices, 1 longer than 100 us, the longest 180 us`
+impl fmt::Display for SlicesDone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Slices { count, long, longest, .. } = &self.0;
+        let (limit, longest) = (Slices::LONG.as_micros(), longest.as_micros());
+        write!(f, "{count} slices, {long} longer than {limit} us, the longest {longest} us")
     }
 }

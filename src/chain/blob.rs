@@ -148,6 +148,28 @@ impl OpenBlob {
         }
     }
 
+    /// Its size.
+    pub fn num_clusters(&self) -> u64 {
+        // SAFETY: the blob is in memory, and this thread owns its metadata (invariants).
+        unsafe { (*self.as_ptr()).active.num_clusters }
+    }
+
+    /// Where its clusters are, from `first` on, so many or as many as there are: the LBA of each, or 0
+    /// if it doesn't own it. It must not be held across an await.
+    pub fn clusters(&self, first: u64, count: u64) -> &[u64] {
+        let count = self.num_clusters().saturating_sub(first).min(count) as usize;
+        if count == 0 {
+            return &[];
+        }
+        // SAFETY: the blob is in memory, and this thread owns its metadata (invariants): others only read
+        // the map, which has an entry for each cluster, and this one doesn't change it before the next
+        // await.
+        unsafe {
+            let clusters = (*self.as_ptr()).active.clusters;
+            std::slice::from_raw_parts(clusters.add(first as usize), count)
+        }
+    }
+
     /// Whether it can't be written to. Snapshots can't.
     pub fn is_read_only(&self) -> bool {
         // SAFETY: the blob is in memory, and this thread owns its metadata (invariants).

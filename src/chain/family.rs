@@ -45,16 +45,8 @@ impl Family {
     /// list of its parent's clones, which stays as long.
     pub async fn lock(bs: Blobstore, id: BlobId, lvol: Option<Lvol>) -> Result<(Family, Listed)> {
         let root = Member { blob: bs.open(id).await?, lvol };
-        let rests = Rests::start();
-        loop {
-            match (Survey { bs, root: &root }).find_and_lock() {
-                Ok(Found { parent, listed, readers, locks }) => {
-                    return Ok((Family { _locks: locks, root, readers, parent }, listed));
-                }
-                Err(error) if !error.is_busy() || rests.waited() > PATIENCE => return Err(error),
-                Err(_) => rests.rest().await,
-            }
-        }
+        let Found { parent, listed, readers, locks } = find(bs, &root).await?;
+        Ok((Family { _locks: locks, root, readers, parent }, listed))
     }
 
     /// The blob that the others descend from.
@@ -88,8 +80,24 @@ impl Family {
     }
 }
 
+/// The readers of `root`, if [`Family::lock`] would find nothing to refuse; the error is what it would
+/// refuse with. Nothing stays locked.
+pub async fn find_readers(bs: Blobstore, root: &Member) -> Result<Vec<Member>> {
+    find(bs, root).await.map(|found| found.readers)
+}
+
+async fn find(bs: Blobstore, root: &Member) -> Result<Found> {
+    let rests = Rests::start();
+    loop {
+        match (Survey { bs, root }).find_and_lock() {
+            Err(error) if error.is_busy() && rests.waited() <= PATIENCE => rests.rest().await,
+            outcome => return outcome,
+        }
+    }
+}
+
 /// What to call a blob of `root`'s store in a message.
-fn name_of(root: &Member, blob: &OpenBlob) -> String {
+pub fn name_of(root: &Member, blob: &OpenBlob) -> String {
     let name = blob.name();
     match &root.lvol {
         Some(lvol) => format!("{}/{name}", lvol.store_name()),

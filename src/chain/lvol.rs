@@ -100,6 +100,11 @@ impl Lvol {
         Lvol::open(&name).ok().filter(|lvol| lvol.has(blob))
     }
 
+    /// Its bdev.
+    pub(crate) fn bdev(&self) -> *mut sys::spdk_bdev {
+        self.bdev.as_ptr()
+    }
+
     /// Whether the blob is its, and open for it.
     fn has(&self, blob: &OpenBlob) -> bool {
         // SAFETY: the lvol is in memory (invariant).

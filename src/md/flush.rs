@@ -41,10 +41,7 @@ pub async fn flush(blob: &OpenBlob) -> Result<(), c_int> {
     if is_off() {
         return Ok(());
     }
-    // SAFETY: the blob, and so its blobstore, is in memory (`OpenBlob`).
-    let bs = unsafe { (*blob.as_ptr()).bs };
-    // SAFETY: as above, and this is the metadata thread.
-    let dev = Dev { dev: unsafe { (*bs).dev }, channel: unsafe { Channel::of_metadata(bs) } };
+    let dev = Dev::below(blob);
     let (sender, receiver) = oneshot::channel();
     let is_first = WAITERS.with_borrow_mut(|all| {
         let waiters = all.get_mut(&dev.dev);
@@ -63,6 +60,20 @@ pub async fn flush(blob: &OpenBlob) -> Result<(), c_int> {
         0 => Ok(()),
         rc => Err(rc.abs()),
     }
+}
+
+/// Why [`flush`] does nothing, if it does nothing.
+pub fn why_not(blob: &OpenBlob) -> Option<String> {
+    if is_off() {
+        return Some(format!("{SWITCH}=off"));
+    }
+    let dev = Dev::below(blob);
+    // SAFETY: the blob, and so its blobstore's device, is in memory (`OpenBlob`).
+    if unsafe { (*dev.dev).flush }.is_some() {
+        return None;
+    }
+    let bdev = dev.base_bdev().ok().flatten()?;
+    bdev.way().is_none().then(|| format!("the base bdev {} can't be flushed", bdev.name()))
 }
 
 /// The device is only looked at while somebody waits, who has a blob open.
@@ -108,25 +119,42 @@ struct BlobBdev {
 }
 
 impl Dev {
+    fn below(blob: &OpenBlob) -> Dev {
+        // SAFETY: the blob, and so its blobstore, is in memory, and this is the metadata thread
+        // (`OpenBlob`).
+        unsafe {
+            let bs = (*blob.as_ptr()).bs;
+            Dev { dev: (*bs).dev, channel: Channel::of_metadata(bs) }
+        }
+    }
+
     async fn flush(&self) -> c_int {
         // SAFETY: the device is there (invariant).
-        let (flush, get_base_bdev) = unsafe { ((*self.dev).flush, (*self.dev).get_base_bdev) };
-        if let Some(flush) = flush {
+        if let Some(flush) = unsafe { (*self.dev).flush } {
             // SAFETY: as above.
             return unsafe { self.flush_by(flush) }.await;
         }
-        let Some(get_base_bdev) = get_base_bdev else { return 0 };
+        match self.base_bdev() {
+            Ok(Some(bdev)) => bdev.flush().await,
+            Ok(None) => 0,
+            Err(rc) => rc,
+        }
+    }
+
+    /// `None` if it is on no bdev.
+    fn base_bdev(&self) -> Result<Option<BaseBdev>, c_int> {
+        // SAFETY: the device is there (invariant).
+        let Some(get_base_bdev) = (unsafe { (*self.dev).get_base_bdev }) else { return Ok(None) };
         // SAFETY: as above. A bdev that is not what the device says it is on is not touched.
         let (bdev, desc) = unsafe {
             let bdev = get_base_bdev(self.dev);
             let blob_bdev = self.dev.cast::<BlobBdev>();
             if bdev.is_null() || (*blob_bdev).bdev != bdev || (*blob_bdev).desc.is_null() {
-                return -libc::ENOTSUP;
+                return Err(-libc::ENOTSUP);
             }
             (bdev, (*blob_bdev).desc)
         };
-        let bdev = BaseBdev { bdev, desc, channel: self.channel.dev_channel() };
-        bdev.flush().await
+        Ok(Some(BaseBdev { bdev, desc, channel: self.channel.dev_channel() }))
     }
 
     /// # Safety
@@ -169,27 +197,50 @@ struct BaseBdev {
     channel: *mut sys::spdk_io_channel,
 }
 
+/// How a bdev is flushed.
+enum Way {
+    FileSync,
+    NvmeCommand,
+    Blocks,
+}
+
 impl BaseBdev {
     async fn flush(&self) -> c_int {
+        match self.way() {
+            Some(Way::FileSync) => match file_sync::sync(self.aio_filename()).await {
+                Some(rc) => rc,
+                None => self.flush_blocks().await,
+            },
+            Some(Way::NvmeCommand) => self.flush_nvme().await,
+            Some(Way::Blocks) => self.flush_blocks().await,
+            None => {
+                self.say_unflushable();
+                0
+            }
+        }
+    }
+
+    /// `None` if it can't be.
+    fn way(&self) -> Option<Way> {
         // SAFETY: the bdev is open (invariant), by a module with a name.
         let module = unsafe { CStr::from_ptr(sys::spdk_bdev_get_module_name(self.bdev)) };
         // `bdev_aio_flush` calls fsync on the reactor, which then serves nobody for milliseconds.
-        if module == c"aio"
-            && let Some(rc) = file_sync::sync(self.aio_filename()).await
-        {
-            return rc;
+        if module == c"aio" {
+            return Some(Way::FileSync);
         }
         // Up to 25.05 `bdev_nvme` completes a flush without sending it, and later as well unless it is
         // told otherwise (`bdev_nvme_set_options --enable-flush`).
         if module == c"nvme" && self.supports(sys::SPDK_BDEV_IO_TYPE_NVME_IO) {
-            return self.flush_nvme().await;
+            return Some(Way::NvmeCommand);
         }
         // `bdev_virtio_scsi` says that it can, and fails each (`bdev_virtio_submit_request`).
-        if module != c"virtio_scsi" && self.supports(sys::SPDK_BDEV_IO_TYPE_FLUSH) {
-            return self.flush_blocks().await;
-        }
-        self.say_unflushable();
-        0
+        let can = module != c"virtio_scsi" && self.supports(sys::SPDK_BDEV_IO_TYPE_FLUSH);
+        can.then_some(Way::Blocks)
+    }
+
+    fn name(&self) -> String {
+        // SAFETY: the bdev is open (invariant), and has a name.
+        unsafe { CStr::from_ptr(sys::spdk_bdev_get_name(self.bdev)) }.to_string_lossy().into_owned()
     }
 
     fn supports(&self, io_type: sys::spdk_bdev_io_type) -> bool {
@@ -276,9 +327,7 @@ impl BaseBdev {
     }
 
     fn say_unflushable(&self) {
-        // SAFETY: the bdev is open (invariant), and has a name.
-        let name = unsafe { CStr::from_ptr(sys::spdk_bdev_get_name(self.bdev)) };
-        let name = name.to_string_lossy().into_owned();
+        let name = self.name();
         if UNFLUSHABLE.with_borrow_mut(|said| said.insert(name.clone())) {
             tracing::warn!(
                 "the bdev {name} can't be flushed: if its device has a volatile write cache, a detach \

@@ -12,6 +12,7 @@
 //! whose page is taken as it is, and it is for SPDK's next sync to write it.
 
 use std::ffi::CStr;
+use std::ops::Range;
 use std::os::raw::{c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +58,24 @@ pub async fn erase_parent(blob: &OpenBlob) -> Result<(), WriteError> {
     erased
 }
 
-async fn erase_on_device(blob: &OpenBlob) -> Result<(), WriteError> {
+/// Whether [`erase_parent`] would find the metadata on the device as memory says it is. Nothing is
+/// written, and SPDK's own writes of it wait as long as it is read.
+pub async fn check_parent(blob: &OpenBlob) -> Result<(), Unreadable> {
+    let held = Held::hold(blob).await;
+    let found = find_on_device(blob).await;
+    held.release();
+    found.map(drop)
+}
+
+/// Where the device names the parent.
+struct Found {
+    page: MdPage,
+    sequence_num: u32,
+    descriptor: Range<usize>,
+}
+
+/// `None` if the device names no parent.
+async fn find_on_device(blob: &OpenBlob) -> Result<Option<Found>, Unreadable> {
     let mut page = MdPage::read_root(blob).await?;
     let mut sequence_num = 0;
     let (descriptor, parent) = loop {
@@ -67,17 +85,23 @@ async fn erase_on_device(blob: &OpenBlob) -> Result<(), WriteError> {
         sequence_num += 1;
         match page.read_next(blob, sequence_num).await? {
             Some(next) => page = next,
-            // It is written already, but nobody knew: its flush and the old page's write failed.
-            None => return flush(blob).await.map_err(WriteError::Unknown),
+            None => return Ok(None),
         }
     };
     let known = parent_id(blob);
     if parent != known {
         return Err(Unreadable::Wrong(format!(
             "it names blob {parent:#x} as the parent and should name blob {known:#x}"
-        ))
-        .into());
+        )));
     }
+    Ok(Some(Found { page, sequence_num, descriptor }))
+}
+
+async fn erase_on_device(blob: &OpenBlob) -> Result<(), WriteError> {
+    let Some(Found { mut page, sequence_num, descriptor }) = find_on_device(blob).await? else {
+        // It is written already, but nobody knew: its flush and the old page's write failed.
+        return flush(blob).await.map_err(WriteError::Unknown);
+    };
     let old = page.bytes();
     // The flag is in the root page. It may stay set without an xattr: SPDK never asks for it.
     if sequence_num == 0 && page.has_one_internal_xattr() && has_one_internal_xattr(blob) {

@@ -4,3 +4,4 @@ pub mod file_sync;
 pub mod flush;
 pub mod metadata;
 pub mod page;
+pub mod unmap;

@@ -47,7 +47,9 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     check_blob(bs, &blob)?;
     check_channel(bs, scratch)?;
     check_page(bs, &blob).await?;
+    fits(blob.clusters(0, 1) == [0], "spdk_blob_mut_data.clusters of an empty blob")?;
     write_block(bs, &blob).await?;
+    check_owns_first(&blob)?;
     // SAFETY: it is thin, and was made without a parent.
     let zeroes = unsafe { ZeroesDev::behind(&blob) };
     let Some(zeroes) = zeroes else { return misfit("spdk_blob.back_bs_dev") };
@@ -57,6 +59,8 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     // SAFETY: the snapshot is open until the lvstore is destroyed.
     let snapshot = bs.open(unsafe { sys::spdk_blob_get_id(snapshot) }).await?;
     check_clone(bs, &blob, &snapshot, zeroes)?;
+    check_owns_first(&snapshot)?;
+    fits(blob.clusters(0, 1) == [0], "spdk_blob_mut_data.clusters of a clone")?;
     check_lock(bs, &blob).await?;
     check_read(bs, &blob).await?;
     check_copy(bs, &blob).await?;
@@ -175,6 +179,13 @@ fn check_blob(bs: Blobstore, blob: &OpenBlob) -> Result<()> {
         fits(is_empty_tailq!((*raw).pending_persists), "spdk_blob.pending_persists")?;
         fits(is_empty_tailq!((*raw).persists_to_complete), "spdk_blob.persists_to_complete")
     }
+}
+
+fn check_owns_first(blob: &OpenBlob) -> Result<()> {
+    let first = blob.clusters(0, 1).first().copied().unwrap_or_default();
+    // In units of blocks, and behind the metadata.
+    let is_lba = first != 0 && first.is_multiple_of(u64::from(CLUSTER_LEN) / BLOCK_LEN as u64);
+    fits(is_lba, "spdk_blob_mut_data.clusters")
 }
 
 /// What walks through the channels look at: this thread's channel, whose request sets are all free.

@@ -1,5 +1,6 @@
 //! An outside client for a lvol's data: qemu-io over the target's own iSCSI.
 
+use std::io::{Seek, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -165,6 +166,33 @@ impl Export<'_> {
     pub fn check(&self, clusters: &[u8]) -> Result<(), String> {
         let size = self.cluster_size;
         self.qemu_io((0..).zip(clusters).map(|(cluster, byte)| read(cluster * size, size, *byte)))
+    }
+
+    /// The same for more commands than fit into a command line.
+    #[track_caller]
+    pub fn must_all(&self, commands: impl IntoIterator<Item = String>) {
+        let mut file = tempfile::tempfile().expect("a temporary file can be made");
+        for command in commands {
+            writeln!(file, "{command}").expect("a temporary file can be written");
+        }
+        file.rewind().expect("a file can be read from its start");
+        let mut qemu_io = Command::new("qemu-io");
+        qemu_io.args(["-f", "raw", "-t", "unsafe", &self.url]).stdin(file);
+        if let Err(error) = run(&mut qemu_io) {
+            panic!("{error}");
+        }
+    }
+
+    /// Every byte of it.
+    #[track_caller]
+    pub fn read_all(&self) -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        let mut qemu_img = Command::new("qemu-img");
+        qemu_img.args(["convert", "-f", "raw", "-O", "raw", &self.url]).arg(file.path());
+        let output = qemu_img.output().expect("qemu-img is there if qemu-io is");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {complaint}", self.url);
+        std::fs::read(file.path()).expect("a file can be read")
     }
 
     /// Unmaps clusters, each with a request of its own.

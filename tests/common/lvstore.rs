@@ -24,6 +24,8 @@ pub struct Lvstore {
     pub can_fail: bool,
     /// Whether [`Target::slow_down`] can make the device slow.
     pub can_be_slow: bool,
+    /// Whether the device has no unmap.
+    pub without_unmap: bool,
 }
 
 impl Default for Lvstore {
@@ -34,6 +36,7 @@ impl Default for Lvstore {
             md_pages_per_100_clusters: 100,
             can_fail: false,
             can_be_slow: false,
+            without_unmap: false,
         }
     }
 }
@@ -98,7 +101,8 @@ impl Disk {
 
     fn aio(&self) -> Value {
         json!({
-            "name": self.base_bdev(), "filename": self.file, "block_size": BLOCK, "fallocate": true,
+            "name": self.base_bdev(), "filename": self.file, "block_size": BLOCK,
+            "fallocate": !self.options.without_unmap,
         })
     }
 
