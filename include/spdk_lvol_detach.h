@@ -66,6 +66,7 @@ typedef void (*lvol_detach_op_complete)(void *cb_arg, int lvolerrno);
  * -EILSEQ if its metadata on the device is not what is in memory;
  * -EIO, or what else the device says, if the metadata write or the flush failed, and the old metadata was
  * written again;
+ * -ECANCELED, as -EIO: SPDK has given up what it was asked for;
  * -ENOTRECOVERABLE if that failed as well: the lvol still has its parent, but may come up without it
  * after a restart;
  * -ESHUTDOWN if the application is about to stop;
