@@ -38,6 +38,7 @@ fn number(name: &str) -> i32 {
         "ENOMEM" => libc::ENOMEM,
         "ENOTRECOVERABLE" => libc::ENOTRECOVERABLE,
         "ENOTSUP" => libc::ENOTSUP,
+        "EPERM" => libc::EPERM,
         "ESHUTDOWN" => libc::ESHUTDOWN,
         "EUCLEAN" => libc::EUCLEAN,
         _ => panic!("{name} is new: say its number here, and what it means in the documents"),

@@ -17,7 +17,7 @@ OURS = 'extension'
 MEMORY_MIB = 4096
 REPLY_SECONDS = 600
 # A lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
-AT_ONCE = 250
+AT_ONCE = 480
 STEPS = ('open', 'write', 'copies', 'reads', 'release')
 
 
