@@ -39,9 +39,12 @@ const SLOW: Store = Store { name: "slow", cluster: MIB / 16, share: 1 };
 const LATENCY_US: u64 = 300;
 
 const CORES: usize = if cfg!(spdk_clears_unused_copies) { 2 } else { 1 };
-/// What a clone has unmapped reads as its parent again.
-const UNMAP_SPOILS_CLONES: bool =
-    cfg!(all(spdk_unmap_frees_clusters, not(spdk_unmap_spares_clones)));
+/// What a clone has unmapped reads as its parent again, or an unmap leaves an extent page that SPDK itself
+/// can't read (-2) when it opens the blob to delete it.
+const UNMAP_SPOILS_LVOLS: bool = cfg!(all(
+    spdk_unmap_frees_clusters,
+    any(not(spdk_unmap_spares_clones), not(spdk_unmap_clears_pages))
+));
 
 /// What the loads have done and found.
 #[derive(Debug, Default)]
@@ -138,7 +141,7 @@ impl Control {
     fn open_load(&mut self, lvol: &str, seed: u64, writes: bool, image: Option<&str>) {
         let store = if lvol.starts_with(SLOW.name) { SLOW } else { FAST };
         let (writes, write_zeroes, unmaps) = if writes { (6, 2, 2) } else { (0, 0, 0) };
-        let unmaps = if UNMAP_SPOILS_CLONES { 0 } else { unmaps };
+        let unmaps = if UNMAP_SPOILS_LVOLS { 0 } else { unmaps };
         self.must(
             "load_open",
             json!({
