@@ -87,25 +87,28 @@ SPDK_BDEV_MODULE_REGISTER(sweep, &g_sweep_module)
 
 /*
  * Memory that was freed is not used again, and is full of a byte that makes no address: whoever still
- * uses it crashes, every time. The address sanitizer does this better.
+ * uses it crashes, every time. The address sanitizer does this better. It isn't to be asked for anything
+ * before it has started: what is freed by then stays as it is.
  */
-static void (*g_sanitizer_free)(void *memory);
+static void
+spoil(void *memory)
+{
+	memset(memory, 0x5a, malloc_usable_size(memory));
+}
+
+static void (*g_free)(void *memory);
 
 __attribute__((constructor)) static void
 find_sanitizer(void)
 {
-	if (dlsym(RTLD_DEFAULT, "__asan_init")) {
-		g_sanitizer_free = dlsym(RTLD_NEXT, "free");
-	}
+	g_free = dlsym(RTLD_DEFAULT, "__asan_init") ? dlsym(RTLD_NEXT, "free") : spoil;
 }
 
 void
 free(void *memory)
 {
-	if (g_sanitizer_free) {
-		g_sanitizer_free(memory);
-	} else if (memory) {
-		memset(memory, 0x5a, malloc_usable_size(memory));
+	if (g_free && memory) {
+		g_free(memory);
 	}
 }
 
