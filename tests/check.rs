@@ -303,8 +303,34 @@ fn of_too_many_ranges_it_says_where_they_end() {
     assert_eq!(ranges.len() as u64, MOST);
     assert!((0..).zip(ranges).all(|(number, range): (u64, _)| *range == json!([number * 2, 1])));
     assert_eq!(said["lost_ranges_end"], MOST * 2);
-    // The whole list of a lvol is no shorter for it.
-    assert_eq!(check(&target, "lvs/snap").get("lost_ranges_end"), None);
+    // A row is one range, however long.
+    target.create_thin("lvs/row", 40);
+    target.export("lvs/row").must([iscsi::write(0, 40 * MIB, 0x11)]);
+    target.snapshot("lvs/row", "lvs/row-snap");
+    let said = check(&target, "lvs/row");
+    assert_eq!(said["lost_ranges"], json!([[0, 40 * MIB / CLUSTER]]));
+    assert_eq!(said.get("lost_ranges_end"), None);
+}
+
+#[test]
+#[cfg_attr(not(spdk_reads_beyond_parent), ignore = "this SPDK can't read beyond a parent's end")]
+fn a_short_snapshot_hides_what_its_parent_has_beyond() {
+    let target = target_with(Lvstore::default());
+    let resize = |size: u64| {
+        target.must("bdev_lvol_resize", json!({"name": "lvs/vol", "size_in_mib": size}));
+    };
+    target.create_thin("lvs/vol", 8);
+    target.export("lvs/vol").must([iscsi::write(0, 8 * MIB, 0x11)]);
+    target.snapshot("lvs/vol", "lvs/long");
+    resize(3);
+    target.snapshot("lvs/vol", "lvs/short");
+    resize(8);
+    target.expect_data("lvs/vol", &[0x11, 0x11, 0x11, 0, 0, 0, 0, 0]);
+
+    let said = check(&target, "lvs/vol");
+
+    assert_eq!(said["lost_ranges"], json!([[0, 3]]));
+    assert_eq!(said["ancestors"][1]["num_shown_clusters"], 3);
 }
 
 // --- Refusals ---
@@ -364,6 +390,10 @@ fn the_end_of_the_chain_may_be_an_external_snapshot() {
     target.write("lvs/vol", &[(2, 0x22)]);
     // Beyond the end of both there are zeroes already.
     target.must("bdev_lvol_resize", json!({"name": "lvs/vol", "size_in_mib": 6}));
+    target.clone_of_bdev("outside", "lvs/long");
+    target.must("bdev_lvol_resize", json!({"name": "lvs/long", "size_in_mib": 6}));
+    target.snapshot("lvs/long", "lvs/long-snap");
+    assert_eq!(check(&target, "lvs/long")["lost_ranges"], json!([[0, 4]]));
 
     let said = check(&target, "lvs/vol");
 
@@ -606,6 +636,8 @@ fn a_detach_and_a_deletion_that_come_meanwhile_are_done() {
     for level in 0..DEPTH {
         target.snapshot("lvs/vol", &format!("lvs/snap{level}"));
     }
+    target.must("log_set_flag", json!({"flag": "lvol_detach"}));
+    target.must("log_set_print_level", json!({"level": "INFO"}));
     let mut before = DEPTH;
     for level in [30, 60, 90] {
         let mut pending = target.start_call(CHECK, json!({"name": "lvs/vol"}));
@@ -618,6 +650,7 @@ fn a_detach_and_a_deletion_that_come_meanwhile_are_done() {
         assert!([before, after].contains(&ancestors), "{ancestors} ancestors");
         before = after;
     }
+    target.wait_for_log(|log| log.matches("lvs/vol: check of ").count() > 3);
     assert_eq!(check(&target, "lvs/vol")["ancestors"].as_array().unwrap().len(), before);
 }
 

@@ -50,6 +50,7 @@ fn it_has_all_that_the_stock_target_has() {
         target.stop();
         features
     });
-    assert_eq!(more(&linked, &stock), ["bdev_lvol_detach_parent", "lvol_detach"]);
+    let ours = ["bdev_lvol_check_detach_parent", "bdev_lvol_detach_parent", "lvol_detach"];
+    assert_eq!(more(&linked, &stock), ours);
     assert_eq!(more(&stock, &linked), [""; 0]);
 }

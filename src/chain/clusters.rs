@@ -229,7 +229,9 @@ pub async fn walk(
     // was a moment between the two walks when all was as it was counted.
     let counted = std::iter::once(&counts.root).chain(&counts.readers);
     for (map, count) in std::iter::once(&root).chain(&readers).zip(counted) {
-        counts.has_grown |= !map.blob.is_read_only() && map.count(slices).await? != count.owned;
+        // An inflate or a decouple gives clusters to a snapshot too.
+        let may_grow = !map.blob.is_read_only() || map.blob.is_locked();
+        counts.has_grown |= may_grow && map.count(slices).await? != count.owned;
     }
     // What was looked at first may have changed last.
     let mut maps = std::iter::once(&root).chain(&ancestors).chain(&readers);
