@@ -19,7 +19,7 @@ DETACH = 'bdev_lvol_detach_parent'
 CHECK = 'bdev_lvol_check_detach_parent'
 
 DETACH_DESCRIPTION = """\
-Part a lvol from its parent snapshot, without copying anything.
+Part an lvol from its parent snapshot, without copying anything.
 
 Afterwards the lvol has no parent at all, not even the former grandparent. The
 clusters that it owns read as before; those that it doesn't own read as zeroes.
@@ -35,7 +35,7 @@ bdev_lvol_inflate instead, which copy it.
 """
 
 CHECK_DESCRIPTION = """\
-Say what bdev_lvol_detach_parent would do to a lvol, and change nothing.
+Say what bdev_lvol_detach_parent would do to an lvol, and change nothing.
 
 It says which ancestors the lvol reads through, how many of its clusters read
 their data now and would read as zeroes, the same for each lvol that reads
@@ -259,7 +259,7 @@ def spdk_rpc_plugin_initialize(subparsers):
     add(
         DETACH,
         bdev_lvol_detach_parent,
-        'Part a lvol from its parent snapshot, without copying anything',
+        'Part an lvol from its parent snapshot, without copying anything',
         DETACH_DESCRIPTION,
         DETACH_EPILOG,
     )

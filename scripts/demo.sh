@@ -99,7 +99,7 @@ write_layer() {
 		-c "write -s $work/$1.data ${first[$1]}M ${count[$1]}M" "$(url "$2")"
 }
 
-# image NAME LAYER...: what a lvol shows that sees just these layers, the last one uppermost, and
+# image NAME LAYER...: what an lvol shows that sees just these layers, the last one uppermost, and
 # zeroes elsewhere.
 image() {
 	local image=$work/$1.image layer
@@ -163,7 +163,7 @@ measure() {
 
 # --- What is printed -------------------------------------------------------------------------
 
-# arrows LVOLS: the chain on one line; no arrow where a lvol has no parent.
+# arrows LVOLS: the chain on one line; no arrow where an lvol has no parent.
 arrows() {
 	jq -r '. as $lvols
 		| reduce ("snap1", "snap2", "snap3", "vol" | select(in($lvols))) as $lvol ("";

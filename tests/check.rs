@@ -303,7 +303,7 @@ fn of_too_many_ranges_it_says_where_they_end() {
     assert_eq!(ranges.len() as u64, MOST);
     assert!((0..).zip(ranges).all(|(number, range): (u64, _)| *range == json!([number * 2, 1])));
     assert_eq!(said["lost_ranges_end"], MOST * 2);
-    // The whole list of a lvol is no shorter for it.
+    // The whole list of an lvol is no shorter for it.
     assert_eq!(check(&target, "lvs/snap").get("lost_ranges_end"), None);
 }
 

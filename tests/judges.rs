@@ -569,7 +569,7 @@ fn a_target_stops_while_a_detach_waits() {
     target.stop();
 }
 
-/// A client that reads from a lvol, which stays exposed.
+/// A client that reads from an lvol, which stays exposed.
 fn start_reader(target: &Target, lvol: &str) -> Child {
     let url = target.export(lvol).leave_exposed();
     let child = Command::new("qemu-io")

@@ -1,4 +1,4 @@
-"""How long a writer waits at most while a lvol is detached.
+"""How long a writer waits at most while an lvol is detached.
 
 The load generator of the tests writes, on each core, 4 KiB after 4 KiB to each of three lvols:
 

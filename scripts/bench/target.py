@@ -16,7 +16,7 @@ OURS = 'extension'
 # A malloc bdev of 1 GiB, and 10,000 lvols.
 MEMORY_MIB = 4096
 REPLY_SECONDS = 600
-# A lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
+# An lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
 AT_ONCE = 480
 STEPS = ('open', 'write', 'copies', 'reads', 'release')
 

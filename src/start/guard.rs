@@ -2,7 +2,7 @@
 //!
 //! The layouts of SPDK's private structs change between releases without a change of soname, and
 //! what is built for one would write to the wrong places of another. So before the method is
-//! registered, each private field that the extension uses is looked at in a lvstore in memory,
+//! registered, each private field that the extension uses is looked at in an lvstore in memory,
 //! where its value is known; then a detach is played there, and looked at as well.
 //!
 //! A field at the wrong place may hold anything. Numbers and addresses are compared first, and a
@@ -40,7 +40,7 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     let lvol = scratch.create_lvol(c"lvol").await?;
     // SAFETY: the lvol was just made, and is open until the lvstore is destroyed.
     let blob = unsafe { check_lvol(scratch, lvol)? };
-    // SAFETY: as above; a lvol's id is the one that its blob says.
+    // SAFETY: as above; an lvol's id is the one that its blob says.
     let blob = bs.open(unsafe { sys::spdk_blob_get_id(blob) }).await?;
     // SAFETY: the lvol is open, and the fields around its id were found right.
     unsafe { check_unique_id(lvol, &blob)? };
