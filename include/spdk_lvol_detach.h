@@ -67,8 +67,8 @@ typedef void (*lvol_detach_op_complete)(void *cb_arg, int lvolerrno);
  * -EIO, or another error from the device, if the metadata write or the flush failed, and the old metadata was
  * written back;
  * -ECANCELED, like -EIO: SPDK has dropped a request that was in progress;
- * -ENOTRECOVERABLE if writing the old metadata back failed as well: the lvol still has its parent, but may come up without it
- * after a restart;
+ * -ENOTRECOVERABLE if writing the old metadata back failed as well: the lvol still has its parent, but may come
+ * up without it after a restart;
  * -ESHUTDOWN if the application is about to stop;
  * -ENOMEM if out of memory.
  * The log has a line for each, with the name of the lvol and what is wrong.

@@ -95,7 +95,7 @@ def steps(entries):
 
 
 def pauses(entries):
-    """With the probability that a row's samples have the same distribution as those of no change."""
+    """With the p value of a row's samples against those of no change."""
 
     def where(entry):
         return entry['base_bdev'], entry['changed'], entry['writer']
