@@ -1,5 +1,5 @@
-//! An lvstore in memory, made when the target starts: [`crate::start::guard`] looks at what SPDK does there
-//! before anything of it is relied on.
+//! An lvstore in memory, made when the target starts: [`crate::start::guard`] checks what SPDK does there
+//! before anything relies on it.
 
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -141,7 +141,7 @@ impl Scratch {
             check(rc, || "could not close an lvol in memory".to_owned())?;
         }
         // SAFETY: the lvstore is loaded (invariant), and the value is gone. It calls back also if
-        // it fails, but for want of memory.
+        // it fails, except for lack of memory.
         let rc = status(|ctx| unsafe {
             sys::spdk_lvs_unload(self.lvs, Some(status_callback), ctx);
         })
