@@ -1,6 +1,6 @@
 //! A real target is killed with SIGKILL at random moments, while a client makes it change metadata
-//! as fast as it can, and started again on the same file: what had been answered is there, and what
-//! had not been answered was done wholly or not at all.
+//! as fast as it can, and started again on the same file: every change that had been answered is there, and
+//! every other one was made fully or not at all.
 //!
 //! This shows what a crash of the process leaves. The page cache outlives it, so every write that
 //! the kernel had taken is there, in its order; what a crash of the machine or of the device leaves

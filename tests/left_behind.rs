@@ -1,6 +1,6 @@
-//! States that SPDK leaves behind when an operation of its fails half-way, or goes through while an
-//! lvstore loads: there its lists of clones and of lvols, and what an lvol reads through, don't agree.
-//! A detach does its work, or refuses and changes nothing; the target lives, and after a restart
+//! States that SPDK leaves behind when one of its operations fails half-way, or passes through while an
+//! lvstore loads: its lists of clones and of lvols don't agree with what an lvol reads through.
+//! A detach works, or is refused and changes nothing; the target survives, and after a restart
 //! nothing is lost.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

@@ -1,5 +1,5 @@
-//! What vanishes while a detach is under way: the lvol, an lvol that reads through it, the parent,
-//! the lvstore, the base bdev, the target. Whichever is first, the target lives, nothing hangs, and
+//! Removals during a detach: the lvol, an lvol that reads through it, the parent,
+//! the lvstore, the base bdev, the target. Whichever comes first, the target survives, nothing hangs, and
 //! nothing is left behind.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

@@ -1,5 +1,5 @@
 //! Detaches under load: every core of the target reads, writes, unmaps and checks all the time,
-//! while chains are built, parted and deleted underneath.
+//! while chains are built, detached and deleted underneath.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -135,7 +135,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def held(self):
-        """No write is under way, nor begins, in the body of the with statement."""
+        """No write is in progress or starts in the body of the with statement."""
         if not self._writing.acquire(timeout=PATIENCE):
             raise Failure('a write to the head hangs')
         try:

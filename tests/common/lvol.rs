@@ -27,7 +27,7 @@ pub struct Lvol {
 }
 
 impl Lvol {
-    /// `None` if the bdev is no lvol.
+    /// `None` if the bdev is not an lvol.
     fn from_bdev(bdev: &Value) -> Option<Lvol> {
         let lvol = bdev["driver_specific"].get("lvol")?;
         let strings = |list: &Value| -> Vec<String> {

@@ -240,7 +240,7 @@ impl Target {
         }
     }
 
-    /// A bdev in memory, of this many MiB, that is no lvol.
+    /// A bdev in memory, of this many MiB, that is not an lvol.
     #[track_caller]
     pub fn create_malloc(&self, name: &str, size_mib: u64) {
         self.must(
