@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Each target is enough by itself, and safe to run again. `setup` installs what is missing and gets
+# Each target works on its own and is safe to run again. `setup` installs what is missing, and downloads
 # and builds SPDK unless SPDK_ROOT_DIR names a built tree.
 
 SHELL := /bin/bash -o pipefail
@@ -18,8 +18,8 @@ EXAMPLES := $(DOC)/examples
 INCLUDE := $(DESTDIR)$(PREFIX)/include
 PKGCONFIG := $(DESTDIR)$(PREFIX)/lib/pkgconfig
 VERSION := $(shell awk -F'"' '/^version = / { print $$2; exit }' Cargo.toml)
-# Where the prefix's own Python looks for modules, so that rpc.py finds the plugin. Nowhere, if there is no
-# such Python: then PYTHONPATH has to name the plugin's folder.
+# Where the prefix's own Python looks for modules, so that rpc.py finds the plugin. Empty if there is no
+# such Python: then PYTHONPATH has to include the plugin's folder.
 PYTHON := $(firstword $(wildcard $(PREFIX)/bin/python3 /usr/bin/python3) python3)
 MODULES := $(shell $(PYTHON) -c 'import site; \
 	print(next((d for d in site.getsitepackages() if d.startswith("$(PREFIX)/lib/")), ""))' 2>/dev/null)
@@ -37,22 +37,22 @@ setup:
 build: setup
 	@$(ENV) cargo build --release --locked --workspace
 
-# The build makes both; this is the name for those who want the static target.
+# The build makes both; this name is for those who only want the static target.
 static: build
 
 demo: build
 	@$(ENV) scripts/demo.sh
 
-# A replica with a damaged snapshot, rebuilt as a storage engine would.
+# A replica with a damaged snapshot, rebuilt as a storage engine would do it.
 rebuild: build
 	@$(ENV) PYTHONPATH=python python3 -B examples/rebuild/rebuild.py
 
-# One line that sums up cargo's many, so that a reader and CI need not add.
+# Ends with one line that sums up all of cargo's results.
 test: build
 	@$(ENV) scripts/test.sh
 
-# The tests that start a target, on the one that has the extension linked in. (The others are linked
-# statically in any case, or say themselves what they start.)
+# The tests that start a target, run with the target that has the extension linked in. (The others are linked
+# statically in any case, or choose themselves what they start.)
 TARGET_TESTS := $(patsubst tests/%.rs,--test %,$(shell grep -L -e 'mod store;' -e spdk_sys \
 	-e target_folder -e deb.sh -e setup.sh -e 'fn extension' \
 	-e no_messages -e 'mod own_app;' tests/*.rs))
@@ -61,17 +61,17 @@ test-static: build
 	@$(ENV) KILLS=$${KILLS:-30} STRESS_DETACHES=$${STRESS_DETACHES:-300} LVOL_DETACH_TGT=static \
 		scripts/test.sh $(TARGET_TESTS)
 
-# Each of SPDK's operations on a chain with each of its writes failing, and after each a detach of each lvol,
-# of which make test does one. SWEEP is a part of the operations' names.
+# Each SPDK operation on a chain with each of its writes failing, followed by a detach of each lvol;
+# make test only does one of them. SWEEP selects operations by a part of their names.
 sweep: build
 	@$(ENV) SWEEP="$(SWEEP)" cargo test --release --locked --test sweep -- --nocapture
 
-# Every test on an SPDK with its assertions and the address sanitizer on.
+# Every test, on an SPDK built with assertions and the address sanitizer.
 test-asan:
 	@scripts/setup.sh asan
 	@$(ENV) scripts/test_asan.sh
 
-# Every figure of docs/performance.md. BENCH is what else to pass: --help says what there is.
+# Every figure of docs/performance.md. BENCH holds further arguments: --help lists them.
 bench: build
 	@$(ENV) PYTHONPATH=python:scripts PYTHONDONTWRITEBYTECODE=1 python3 -m bench $(BENCH)
 
@@ -110,7 +110,7 @@ uninstall:
 	$(if $(MODULES),rm -f $(DESTDIR)$(MODULES)/spdk_lvol_detach.py)
 	rm -rf $(LIB) $(SHARE) $(DOC)
 
-# In target/debian. Their version says which SPDK they are for.
+# In target/debian. The package version names the SPDK release that they are for.
 deb: build
 	@scripts/setup.sh deb
 	@scripts/deb.sh $(OUT)/../debian

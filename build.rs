@@ -53,11 +53,11 @@ fn tell_tests(root: &Path) {
         // Without it, of two cores that allocate a cluster at once, one frees data that the next
         // owner reads.
         ("spdk_clears_unused_copies", BLOBSTORE, "blob_insert_cluster_clear("),
-        // Without it, a read of a lvol beyond the end of its parent fails.
+        // Without it, a read of an lvol beyond the end of its parent fails.
         ("spdk_reads_beyond_parent", BLOBSTORE, "is_range_valid("),
         // Without it, an lvstore whose device fails is never unloaded.
         ("spdk_unloads_after_eio", BLOBSTORE, "bserrno != 0 && bserrno != -EIO"),
-        // Without it, a lvol that was given an external snapshot doesn't copy from it on a write.
+        // Without it, an lvol that was given an external snapshot doesn't copy from it on a write.
         ("spdk_marks_esnap_parent", BLOBSTORE, "EXTERNAL_SNAPSHOT;\n\tblob->parent_id ="),
     ] {
         println!("cargo::rustc-check-cfg=cfg({cfg})");

@@ -3,10 +3,10 @@
     spdk-rpc --plugin spdk_lvol_detach bdev_lvol_check_detach_parent lvs/snap3 --tree
     spdk-rpc --plugin spdk_lvol_detach bdev_lvol_detach_parent lvs/snap3
 
-Installed, it is where the system's Python looks. From a checkout, or where another Python runs
-rpc.py, PYTHONPATH has to name this file's folder.
+Once installed, the system's Python finds it. In a checkout, or if a different Python runs
+rpc.py, PYTHONPATH has to include this file's folder.
 
-It imports nothing of SPDK's, so that it works with any rpc.py that has --plugin.
+It imports nothing from SPDK, so it works with any rpc.py that has --plugin.
 """
 
 import argparse
@@ -19,7 +19,7 @@ DETACH = 'bdev_lvol_detach_parent'
 CHECK = 'bdev_lvol_check_detach_parent'
 
 DETACH_DESCRIPTION = """\
-Part a lvol from its parent snapshot, without copying anything.
+Detach an lvol from its parent snapshot, without copying anything.
 
 Afterwards the lvol has no parent at all, not even the former grandparent. The
 clusters that it owns read as before; those that it doesn't own read as zeroes.
@@ -29,46 +29,46 @@ rewritten. The lvol's own clones stay its clones and see the change through it.
 It works on writable lvols and on snapshots. The former parent may be deleted as
 soon as the command returns.
 
-bdev_lvol_check_detach_parent --tree shows beforehand what would be lost. To keep
+Run bdev_lvol_check_detach_parent --tree first to see what would be lost. To keep
 what the lvol shows of its parent, use bdev_lvol_decouple_parent or
 bdev_lvol_inflate instead, which copy it.
 """
 
 CHECK_DESCRIPTION = """\
-Say what bdev_lvol_detach_parent would do to a lvol, and change nothing.
+Show what bdev_lvol_detach_parent would do to an lvol, without changing anything.
 
-It says which ancestors the lvol reads through, how many of its clusters read
+It shows which ancestors the lvol reads through, how many of its clusters read
 their data now and would read as zeroes, the same for each lvol that reads
-through it, who uses those, whether a detach would be done or what it would
-answer, and whether it could be taken back.
+through it, which of these lvols are in use, whether a detach would succeed or
+with which error it would fail, and whether it could be undone.
 """
 
-# Each code that either method answers.
+# Every error code that either method returns.
 CODES = """\
-  -32602  the name is missing or no string, or another parameter is wrong
+  -32602  the name is missing or not a string, or another parameter is wrong
   -32601  the target has no such method: the extension is not loaded
-  -19     there is no such bdev, or it is no lvol
+  -19     there is no such bdev, or it is not an lvol
   -22     the lvol has no parent, or its parent is an external snapshot
-  -16     another operation holds the lvol, its parent or what reads through it:
-          try again
-  -117    what the target has in memory of the chain can't be right, as after an
+  -16     another operation is in progress on the lvol, its parent or an lvol that
+          reads through it: try again
+  -117    the target's view of the chain in memory can't be right, as after an
           operation that failed half-way: copy what can be read before a restart
   -84     the metadata on the device is not what the target has in memory
   -5      the metadata could not be read or written: the lvol still has its parent
-  -131    the metadata write failed, and so did writing the old metadata again: the
+  -131    the metadata write failed, and so did writing the old metadata back: the
           lvol still has its parent, but may come up without it after a restart
-  -1      the lvol's lvstore belongs to another thread than the one that serves RPCs
+  -1      the lvol's lvstore belongs to a thread other than the one that serves RPCs
   -108    the target is about to stop
   -12     out of memory
-  -95     as -5: what the lvstore is on can't be flushed as was expected
-  -125    as -5: SPDK has given up what was under way
+  -95     like -5: the base bdev of the lvstore can't be flushed as expected
+  -125    like -5: SPDK has dropped a request that was in progress
 """
 
 DETACH_EPILOG = f"""\
 prints:
   true, when the change is on the device
 
-errors (after each but -131 nothing has changed):
+errors (nothing has changed, except after -131):
 {CODES}
 example:
   bdev_lvol_detach_parent lvs/snap3
@@ -76,16 +76,16 @@ example:
 
 CHECK_EPILOG = f"""\
 prints:
-  JSON, or with --tree a picture for a person
+  JSON, or a picture with --tree
 
-errors (if the detach itself would be refused, that is part of what is printed):
+errors (if the detach itself would be refused, the output says so instead):
 {CODES}
 examples:
   bdev_lvol_check_detach_parent lvs/snap3 --tree
   bdev_lvol_check_detach_parent lvs/snap3 --ranges
 """
 
-# Of more ancestors, those in the middle that the lvol shows nothing of are left out of the picture.
+# If there are more, the picture omits ancestors in the middle of which the lvol shows nothing.
 MANY_ANCESTORS = 12
 
 
@@ -106,7 +106,7 @@ def bdev_lvol_check_detach_parent(args):
 
 
 def picture(found):
-    """What a check has found, for a person who has never seen one."""
+    """Shows the result of a check in a form that needs no explanation."""
     parts = [chain(found)] if 'ancestors' in found else []
     parts += [losses(found), next_steps(found)]
     parts += [wrapped(f'Mind: {warning["message"]}.') for warning in found['warnings']]
@@ -132,7 +132,7 @@ def chain(found):
     below = {}
     for reader in found['readers']:
         below.setdefault(reader['parent'], []).append(reader)
-    # Not by recursion: a chain may be deeper than Python bears.
+    # Not recursive: a chain may be deeper than Python's recursion limit.
     left = [(reader, 1) for reader in reversed(below.get(name, []))]
     while left:
         reader, depth = left.pop()
@@ -143,7 +143,7 @@ def chain(found):
 
 
 def shortened(ancestors):
-    """At most one None, for those that are left out."""
+    """The ancestors to show, with at most one None for those that are omitted."""
     if len(ancestors) <= MANY_ANCESTORS:
         return ancestors
     kept = []
@@ -244,7 +244,7 @@ def wrapped(text, indent=''):
 def spdk_rpc_plugin_initialize(subparsers):
     def add(method, function, help, description, epilog):
         if method in subparsers.choices:
-            return None  # this rpc.py knows the method by itself
+            return None  # this rpc.py already has the method
         parser = subparsers.add_parser(
             method,
             help=help,
@@ -259,17 +259,17 @@ def spdk_rpc_plugin_initialize(subparsers):
     add(
         DETACH,
         bdev_lvol_detach_parent,
-        'Part a lvol from its parent snapshot, without copying anything',
+        'Detach an lvol from its parent snapshot, without copying anything',
         DETACH_DESCRIPTION,
         DETACH_EPILOG,
     )
     check = add(
         CHECK,
         bdev_lvol_check_detach_parent,
-        'Say what bdev_lvol_detach_parent would do, and change nothing',
+        'Show what bdev_lvol_detach_parent would do, without changing anything',
         CHECK_DESCRIPTION,
         CHECK_EPILOG,
     )
     if check:
-        check.add_argument('--ranges', action='store_true', help='say as well which clusters')
-        check.add_argument('--tree', action='store_true', help='a picture instead of JSON')
+        check.add_argument('--ranges', action='store_true', help='also list the clusters')
+        check.add_argument('--tree', action='store_true', help='show a picture instead of JSON')

@@ -3,7 +3,7 @@ is linked in with its DPDK and isa-l, of the crates, and of Rust's standard libr
 
     SPDK_ROOT_DIR=/path/to/spdk python3 scripts/copyright.py
 
-A licence that it doesn't know is an error: somebody has to look at it.
+An unknown licence is an error: someone has to look at it.
 """
 
 import json

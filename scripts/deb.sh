@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes Debian packages of what is built, in the folder that is given: what make install installs, but
-# what it takes to build with it (-dev) and what debuggers read (-dbgsym) each in a package of its own.
+# Builds Debian packages in the given folder: what make install installs, with the development
+# files (-dev) and the debug symbols (-dbgsym) in packages of their own.
 set -euo pipefail
 out=$(readlink -m "$1")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +13,7 @@ version=$(awk -F'"' '/^version = / { print $2; exit }' Cargo.toml)
 # A package fits one release of SPDK.
 package_version=$version+spdk$release-1
 architecture=$(dpkg --print-architecture)
-# The tools of Debian's developers take it from there.
+# The variables that Debian's own tools use.
 maintainer="${DEBFULLNAME:-the spdk-lvol-detach authors} <${DEBEMAIL:-spdk-lvol-detach@invalid.invalid}>"
 
 work=$(mktemp -d)
@@ -30,7 +30,7 @@ take() {
 	done
 }
 
-# strip_program FILE: leaves what it takes to run, and puts the rest where debuggers look for it.
+# strip_program FILE: keeps what is needed to run, and puts the rest where debuggers look for it.
 strip_program() {
 	local id debug
 	id=$(readelf -n "$1" | awk '/Build ID:/ { print $3 }')
@@ -49,7 +49,7 @@ library_depends() {
 	(cd "$work/source" && dpkg-shlibdeps -O "${@/#/-e}") | sed 's/^shlibs:Depends=//'
 }
 
-# document PACKAGE: what every package has to say of itself. One for debuggers has no documents of its own.
+# document PACKAGE: the documents that every package must have. The one for debuggers links to another's.
 document() {
 	local doc=$work/$1/usr/share/doc/$1
 	if [[ $1 == *-dbgsym ]]; then
@@ -62,7 +62,7 @@ document() {
 	gzip -9n <"$work/changelog" >"$doc/changelog.Debian.gz"
 }
 
-# build PACKAGE SECTION SYNOPSIS DESCRIPTION <<FIELDS: makes the package of its folder.
+# build PACKAGE SECTION SYNOPSIS DESCRIPTION <<FIELDS: builds the package from its folder.
 build() {
 	local folder=$work/$1 fields
 	fields=$(cat)
@@ -116,8 +116,8 @@ for program in "${programs[@]}"; do strip_program "$program"; done
 depends=$(library_depends "${programs[@]}")
 
 build $name admin "bdev_lvol_detach_parent for SPDK $release's target" \
-	"The JSON-RPC method bdev_lvol_detach_parent parts a logical volume from its
- parent snapshot by rewriting metadata alone. This package has the library
+	"The JSON-RPC method bdev_lvol_detach_parent detaches a logical volume from its
+ parent snapshot by rewriting only metadata. This package has the library
  that a stock spdk_tgt of SPDK $release preloads, an spdk_tgt that has it
  linked in, and the plugin for rpc.py." <<-FIELDS
 	Depends: $depends
@@ -125,12 +125,12 @@ build $name admin "bdev_lvol_detach_parent for SPDK $release's target" \
 	Suggests: jq
 FIELDS
 build $name-dev libdevel "bdev_lvol_detach_parent for SPDK $release's target - development files" \
-	"The static library, to be linked into a target of one's own, and the C header,
- pkg-config file and example for applications that detach by a call." <<-FIELDS
+	"The static library, for linking into your own target, and the C header,
+ pkg-config file and example for applications that use SPDK as a library." <<-FIELDS
 	Depends: $name (= $package_version)
 FIELDS
 build $name-dbgsym debug "debug symbols for $name" \
-	"What debuggers and profilers read." <<-FIELDS
+	"Debug symbols for debuggers and profilers." <<-FIELDS
 	Depends: $name (= $package_version)
 	Auto-Built-Package: debug-symbols
 FIELDS

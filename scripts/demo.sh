@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shows what bdev_lvol_detach_parent does, next to bdev_lvol_decouple_parent: on the stock spdk_tgt
 # with the extension loaded, with data that an outside client writes and reads back.
-# Exit status 0 only if everything is as it should be.
+# The exit status is 0 only if all checks pass.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -55,7 +55,7 @@ stop_target() {
 	wait "$target"
 } 2>/dev/null
 
-# die WHY: for what stops the demonstration.
+# die WHY: for errors that stop the demonstration.
 die() {
 	printf 'demo: %s\n' "$*" >&2
 	exit 1
@@ -63,7 +63,7 @@ die() {
 
 rpc() { spdk-rpc -s "$work/rpc.sock" --plugin spdk_lvol_detach "$@"; }
 
-# prepare <<RPCS: one a line, all over one connection.
+# prepare <<RPCS: one per line, all over one connection.
 prepare() {
 	local out
 	out=$(rpc 2>&1) || die "$out"
@@ -85,7 +85,7 @@ start_target() {
 
 # --- The outside client ----------------------------------------------------------------------
 
-# client COMMAND...: quiet if it works. Without a time limit, qemu would wait for ever for a target
+# client COMMAND...: quiet on success. Without a time limit, qemu would wait forever for a target
 # that has died.
 client() {
 	timeout --foreground 60 "$@" >"$work/client.log" 2>&1 || { cat "$work/client.log" >&2 && false; }
@@ -99,7 +99,7 @@ write_layer() {
 		-c "write -s $work/$1.data ${first[$1]}M ${count[$1]}M" "$(url "$2")"
 }
 
-# image NAME LAYER...: what a lvol shows that sees just these layers, the last one uppermost, and
+# image NAME LAYER...: the contents of an lvol that shows just these layers, the last one on top, and
 # zeroes elsewhere.
 image() {
 	local image=$work/$1.image layer
@@ -110,7 +110,7 @@ image() {
 	done
 }
 
-# reads_as IMAGE LVOL: whether every byte of the lvol is the image's.
+# reads_as IMAGE LVOL: whether every byte of the lvol matches the image.
 reads_as() { client qemu-img compare -f raw -F raw "$work/$1.image" "$(url "$2")"; }
 
 # --- The two chains --------------------------------------------------------------------------
@@ -163,7 +163,7 @@ measure() {
 
 # --- What is printed -------------------------------------------------------------------------
 
-# arrows LVOLS: the chain on one line; no arrow where a lvol has no parent.
+# arrows LVOLS: the chain on one line; no arrow where an lvol has no parent.
 arrows() {
 	jq -r '. as $lvols
 		| reduce ("snap1", "snap2", "snap3", "vol" | select(in($lvols))) as $lvol ("";
@@ -171,7 +171,7 @@ arrows() {
 		<<<"$1"
 }
 
-# columns LVOL LVOLS...: its parent and allocated clusters in each of these states.
+# columns LVOL LVOLS...: the lvol's parent and allocated clusters in each of these states.
 columns() {
 	local lvol=$1 state
 	printf '  %-19s' "$lvol"
@@ -189,7 +189,7 @@ io_row() {
 		{ IFS=$'\t' read -ra row && printf '  %-26s%7s%12s%7s%12s%8s%9s\n' "$1" "${row[@]}"; }
 }
 
-# check WHAT COMMAND...: a command that says yes or no.
+# check WHAT COMMAND...: the command's exit status decides.
 check() {
 	local what=$1
 	shift
@@ -221,7 +221,7 @@ version=$(rpc spdk_get_version | jq -r '.version | split(" ")[:2] | join(" ")')
 step 'building the chains'
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 truncate -s 512M "$work/disk"
-# With fallocate the file can unmap, so that an unmap would be seen. SPDK before 24.05 hasn't got it.
+# With fallocate the file can unmap, so that an unmap would be noticed. SPDK before 24.05 doesn't have it.
 rpc bdev_aio_create "$work/disk" base 4096 --fallocate >/dev/null 2>&1 ||
 	prepare <<<"bdev_aio_create '$work/disk' base 4096"
 prepare <<-RPCS

@@ -1,14 +1,14 @@
-# Sourced by the other scripts: where the set-up keeps things, and which SPDK is in use.
+# Sourced by the other scripts: where setup keeps its files, and which SPDK is used.
 # shellcheck shell=bash
 
 cache=${SPDK_LVOL_DETACH_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/spdk-lvol-detach}
 export SPDK_LVOL_DETACH_CACHE=$cache
 
-# A tree given by the user wins over the one that the set-up builds.
+# A tree given by the user takes precedence over the one that setup builds.
 export SPDK_ROOT_DIR=${SPDK_ROOT_DIR:-$cache/spdk}
 
-# meson, ninja, pyelftools and rpc.py come from a virtual environment of our own, qemu-io from a folder
-# of our own.
+# meson, ninja, pyelftools and rpc.py come from a private virtual environment, qemu-io from a private
+# folder.
 export PATH=$cache/venv/bin:$cache/qemu/usr/bin:$PATH
 
 # spdk_version TREE: as 26.01.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what is missing, and gets and builds SPDK unless SPDK_ROOT_DIR names a built tree.
-# With the argument asan it builds one with --enable-debug --enable-asan, beside the other.
-# With the argument deb it installs what making the packages takes beyond that.
-# Safe to run again: what is there already is left alone, what was interrupted starts anew.
+# Installs what is missing, and downloads and builds SPDK unless SPDK_ROOT_DIR names a built tree.
+# With the argument asan it builds one with --enable-debug --enable-asan, next to the other.
+# With the argument deb it also installs what is needed to build the packages.
+# Safe to run again: finished steps are skipped, interrupted ones start over.
 set -euo pipefail
 
 given_root=${SPDK_ROOT_DIR:-}
@@ -32,16 +32,16 @@ die() {
 	exit 1
 }
 
-# run_step NAME LOG TOTAL COUNT CMD...: runs CMD with its output in LOG, and shows every ten seconds
-# how far it is: COUNT is a function that prints a number, TOTAL about what it ends at. A TOTAL of 0 is
-# for what can't be counted.
+# run_step NAME LOG TOTAL COUNT CMD...: runs CMD with its output in LOG, and shows its progress every ten
+# seconds: COUNT is a function that prints a number, TOTAL roughly its final value. Use a TOTAL of 0 if
+# progress can't be counted.
 run_step() {
 	local name=$1 log=$log_dir/$2 total=$3 count=$4 pid started=$SECONDS shown=$SECONDS part
 	shift 4
 	say "$name (log: $log)"
 	"$@" >"$log" 2>&1 </dev/null &
 	pid=$!
-	# shellcheck disable=SC2064 # the pid of now is meant
+	# shellcheck disable=SC2064 # the current pid is meant
 	trap "kill $pid 2>/dev/null" EXIT
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 0.2
@@ -59,7 +59,7 @@ run_step() {
 	fi
 }
 
-# What run_step counts. They see the variables of the function that calls run_step.
+# Progress counters for run_step. They see the variables of the function that calls run_step.
 count_packages() { echo $((${#missing[@]} - $(missing_packages | wc -l))); }
 count_python_packages() { find "$venv" -name '*.dist-info' | wc -l; }
 count_mebibytes() { du -sm "$apt" | cut -f1; }
@@ -77,10 +77,10 @@ list_needs() {
 	EOT
 }
 
-# apt as if nothing were installed: it names the versions that can be had.
+# apt as if nothing were installed: it reports the available versions.
 apt_anew() { "$1" -o Dir::State::status=/dev/null "${@:2}"; }
 
-# What the client needs. Nothing, if apt has no lists yet.
+# The client's dependencies. Empty if apt has no lists yet.
 client_libraries() {
 	apt_anew apt-cache depends --important "${client_packages[@]}" 2>/dev/null |
 		awk '/^[^ ]/ { of = $1 }
@@ -156,8 +156,8 @@ debian_mirror() {
 		awk '$2 == "Debian" && $3 == "main" { print $1; exit }'
 }
 
-# Debian's source package ceph carries a whole SPDK with the submodules that it needs. A source
-# list, lists and cache of our own leave the user's apt set-up as it is.
+# Debian's source package ceph contains a complete SPDK with the submodules that it needs. A private source
+# list, lists and cache leave the user's apt configuration untouched.
 fetch_tarball() {
 	local apt=$1 mirror
 	mirror=$(debian_mirror)
@@ -187,7 +187,7 @@ unpack_spdk() {
 		echo "$tarball has no SPDK at src/nvmeof/gateway/spdk" >&2
 		return 1
 	}
-	# Two corrections without which it doesn't link as shared libraries.
+	# Two fixes without which it doesn't link as shared libraries.
 	if ! grep -q spdk_notify_type_register_once "$tree/lib/notify/spdk_notify.map"; then
 		sed -i 's/^\tspdk_notify_type_register;/&\n\tspdk_notify_type_register_once;/' \
 			"$tree/lib/notify/spdk_notify.map"
@@ -203,8 +203,8 @@ configure_spdk() {
 		--without-vhost --without-virtio --without-nvme-cuse "$@"
 }
 
-# build_spdk TREE CONFIGURE-OPTION...: leaves a built tree at TREE. The stamp is the last thing
-# written; a tree without it was interrupted, and starts anew.
+# build_spdk TREE CONFIGURE-OPTION...: leaves a built tree at TREE. The stamp is written last; a tree
+# without it was interrupted, and is built again.
 build_spdk() {
 	local tree=$1 apt=$cache/apt tarball
 	shift
@@ -259,7 +259,7 @@ main() {
 		fi
 		;;
 	asan)
-		# For make test-asan: SPDK's own assertions are on, and the address sanitizer.
+		# For make test-asan: with SPDK's own assertions and the address sanitizer.
 		SPDK_ROOT_DIR=$cache/spdk-asan
 		build_spdk "$SPDK_ROOT_DIR" --with-shared --enable-debug --enable-asan
 		;;

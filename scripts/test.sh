@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs every test, or those that arguments for cargo test name (--test detach), and sums up:
+# Runs every test, or those selected by arguments for cargo test (--test detach), and sums up:
 # "N passed, N failed" is the last line.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# Tests kill targets and crash SPDK on purpose: a core dump of each would fill the disk.
+# Tests kill targets and crash SPDK on purpose: core dumps would fill the disk.
 ulimit -c 0
 
 log=$(mktemp)

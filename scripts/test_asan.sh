@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test on an SPDK that was built with --enable-debug --enable-asan: SPDK's own assertions
-# are on, and whatever the address sanitizer finds ends the target, and so fails the test.
+# are on, and anything that the address sanitizer finds aborts the target, and so fails the test.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/env.sh
@@ -8,12 +8,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export SPDK_ROOT_DIR=$cache/spdk-asan
 export CARGO_TARGET_DIR=$PWD/target/asan
-# The extension is preloaded, and so comes before the sanitizer, which has nothing against it.
+# The extension is preloaded, and so is loaded before the sanitizer, which is harmless.
 export ASAN_OPTIONS=verify_asan_link_order=0:${ASAN_OPTIONS:-}
-# Leaks of SPDK's own, and of nobody else.
+# Only leaks of SPDK's own.
 export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0:${LSAN_OPTIONS:-}
 
 cargo build --release --locked --workspace
-# Less of the same than make test; and the model of the protocol has nothing of SPDK.
+# Fewer repetitions than make test; and the model of the protocol doesn't contain any SPDK code.
 export KILLS=${KILLS:-30} STRESS_DETACHES=${STRESS_DETACHES:-300}
 exec scripts/test.sh --exclude detach-protocol "$@"

@@ -1,4 +1,4 @@
-//! The answer of `bdev_lvol_check_detach_parent`. `docs/jsonrpc.md` describes it.
+//! The result of `bdev_lvol_check_detach_parent`. `docs/jsonrpc.md` describes it.
 
 use crate::base::json::Json;
 use crate::base::task::Slices;
@@ -7,7 +7,7 @@ use crate::chain::clusters::Ranges;
 use crate::check::{Findings, Relatives, Undo, Volume};
 use crate::detach::Named;
 
-/// How many ranges are written without a look at the clock.
+/// How many ranges are written before the clock is checked.
 const AT_ONCE: usize = 64;
 
 /// Writes what was found, in slices: an answer may have a thousand lvols and many ranges.

@@ -1,4 +1,4 @@
-//! What a program in Rust calls; `c_api.rs` is the same for C.
+//! The interface for programs in Rust; `c_api.rs` is the one for C.
 
 use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
@@ -13,11 +13,11 @@ use crate::start::ready;
 
 /// Detaches the lvol with this UUID or alias (`lvs/lvol`) from its parent snapshot.
 ///
-/// After `Ok` the lvol has no parent, in memory and on the device, flushed where the device can be, and the
+/// After `Ok` the lvol has no parent, in memory and on the device, flushed if the device can be flushed, and the
 /// former parent may be deleted. After an error nothing has changed, unless [`Error::code`] is
 /// `-ENOTRECOVERABLE`: then the lvol still has its parent, but may come up without it after a restart.
 ///
-/// The operation begins with the call, and goes on if the future is dropped. The future may be awaited on any
+/// The operation starts with the call, and continues if the future is dropped. The future may be awaited on any
 /// thread, by any executor that doesn't block the app thread; [`spawn`](crate::spawn) is one.
 ///
 /// # Errors
@@ -25,14 +25,14 @@ use crate::start::ready;
 /// Those of the JSON-RPC method, with the same codes, and
 ///
 /// - `-ENOTSUP`: SPDK's subsystems have not started in this process, or the guard has found that the crate
-///   was built for another SPDK than the one that runs;
+///   was built for an SPDK other than the running one;
 /// - `-EPERM`: the current thread is not SPDK's app thread, or the lvol's lvstore has another metadata thread.
 pub fn detach_parent(name: &CStr) -> impl Future<Output = Result<()>> + Send + use<> {
     let name = name.to_owned();
     begin(|| Ok(name))
 }
 
-/// [`detach_parent`] for an lvol by the pointer that SPDK has given out (`spdk_lvol_get_by_names`). One without
+/// [`detach_parent`] for an lvol given by SPDK's pointer to it (`spdk_lvol_get_by_names`). An lvol without
 /// a bdev is refused with `-ENODEV`.
 ///
 /// # Safety
@@ -51,7 +51,7 @@ where
     N: FnOnce() -> Result<CString>,
 {
     let (sender, outcome) = oneshot::channel();
-    // An error means that nobody waits any more.
+    // An error means that the receiver is gone.
     start(name, move |result| drop(sender.send(result)));
     async move {
         let is_lost = |_| Err(Error::new(libc::ECANCELED, "the app thread is gone"));
@@ -59,8 +59,8 @@ where
     }
 }
 
-/// Starts a detach of the lvol that `name` gives, which is asked if operations may begin here. `done` is called
-/// once, on the current thread: before this returns, or from a message of the SPDK thread.
+/// Starts a detach of the lvol that `name` returns, which is only called if operations may start here. `done` is
+/// called once, on the current thread: before this returns, or from a message of the SPDK thread.
 pub(crate) fn start(
     name: impl FnOnce() -> Result<CString>,
     done: impl FnOnce(Result<()>) + 'static,

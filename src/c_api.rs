@@ -1,6 +1,6 @@
-//! The functions that `include/spdk_lvol_detach.h` declares, and says what they do.
+//! The functions that `include/spdk_lvol_detach.h` declares and documents.
 //!
-//! No panic leaves them: an `extern "C"` function would end the process.
+//! No panic leaves them: an `extern "C"` function aborts the process instead.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::NonNull;
@@ -11,7 +11,7 @@ use crate::api;
 use crate::base::error::{Error, Result};
 use crate::chain::lvol::Lvol;
 
-/// Who is told how an operation has ended.
+/// The callback that is told the outcome of an operation.
 ///
 /// # Invariants
 ///

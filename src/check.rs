@@ -1,5 +1,5 @@
-//! What a detach of an lvol would do, without doing it. Nothing is written, and nothing stays locked; as
-//! long as it goes on, the lvols of the chain can't be deleted.
+//! What a detach of an lvol would do, without doing it. Nothing is written, and nothing stays locked;
+//! while it runs, the lvols of the chain can't be deleted.
 
 use std::ffi::{CStr, CString};
 
@@ -18,7 +18,7 @@ use crate::md::flush;
 use crate::md::metadata::check_parent;
 use crate::md::unmap;
 
-/// How many times a chain that changes meanwhile is looked at.
+/// How many times a chain is examined if it changes meanwhile.
 const ATTEMPTS: usize = 3;
 
 /// What a check finds.
@@ -28,11 +28,11 @@ pub struct Findings {
     pub lvol: Volume,
     /// In bytes.
     pub cluster_size: u64,
-    /// Nothing if it can't be known.
+    /// `None` if it can't be determined.
     pub relatives: Option<Relatives>,
-    /// What a detach would answer, if not `true`.
+    /// The error of a detach, if it would fail.
     pub refusal: Option<Error>,
-    /// Nothing if there is no parent to go back to.
+    /// `None` if there is no parent to return to.
     pub undo: Option<Undo>,
     /// What else an operator should know.
     pub warnings: Vec<Warning>,
@@ -51,9 +51,9 @@ pub struct Volume {
     pub num_clusters: u64,
     /// What it owns and would lose.
     pub count: Count,
-    /// What goes on there.
+    /// The activity on it.
     pub traffic: Traffic,
-    /// Who has it.
+    /// Whether it is open or claimed.
     pub openers: Openers,
     bdev: CString,
 }
@@ -63,7 +63,7 @@ pub struct Volume {
 pub struct Relatives {
     /// The nearest first.
     pub ancestors: Vec<Ancestor>,
-    /// Where they end.
+    /// Where the chain ends.
     pub end: End,
     /// How many clusters of the external snapshot the lvol shows.
     pub shown_of_external: u64,
@@ -82,7 +82,7 @@ pub struct Ancestor {
     pub shown: u64,
 }
 
-/// Whether `bdev_lvol_set_parent` brings back what was there before a detach.
+/// Whether `bdev_lvol_set_parent` can undo a detach.
 #[derive(Debug)]
 pub enum Undo {
     /// As long as this is so.
@@ -100,7 +100,7 @@ pub struct Warning {
     pub message: String,
 }
 
-/// Looks at the lvol with this UUID or alias; `with_ranges` as well at which clusters are lost.
+/// Checks the lvol with this UUID or alias; `with_ranges` also collects which clusters are lost.
 pub async fn check_lvol(name: &CStr, with_ranges: bool) -> Result<Findings> {
     let (lvol, bs, _turn) = find(name).await?;
     let root = Member { blob: bs.open(lvol.blob_id()).await?, lvol: Some(lvol) };
@@ -116,7 +116,7 @@ pub async fn check_lvol(name: &CStr, with_ranges: bool) -> Result<Findings> {
         let what = format!("the chain of {name} has changed each time that it was looked at");
         return Err(Error::new(libc::EBUSY, what));
     };
-    // Nothing of it is held from here on, so who has it open is somebody else.
+    // None of it is held open from here on, so any opener is someone else.
     drop(root);
     let readers = findings.relatives.iter_mut().flat_map(|relatives| &mut relatives.readers);
     for volume in std::iter::once(&mut findings.lvol).chain(readers) {
@@ -213,8 +213,8 @@ async fn look(bs: Blobstore, root: &Member, with_ranges: bool) -> Result<Option<
     Ok(Some(Findings { lvol, cluster_size, relatives, refusal, undo, warnings }))
 }
 
-/// Those that are listed as reading through `root`, where a detach would be refused. The error is why
-/// they can't all be known.
+/// The blobs that are listed as reading through `root`, if a detach would be refused. The error says why
+/// they can't all be determined.
 fn readers_despite(
     bs: Blobstore,
     root: &Member,
@@ -307,7 +307,7 @@ fn undo(bs: Blobstore, root: &Member, ancestry: &Ancestry, readers: &[Member]) -
     } else {
         format!("{parent_name} is there and {name} is neither written to nor resized")
     };
-    // A snapshot that had no clone when the target was started is none to SPDK.
+    // SPDK doesn't recognise a snapshot that had no clone when the target was started.
     let listed = Listed::find(bs, parent.id(), root.blob.id());
     if listed.is_some_and(|listed| listed.count() == 1) {
         condition += &format!("; after a restart of the target {parent_name} needs a clone first");

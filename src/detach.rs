@@ -1,4 +1,4 @@
-//! The operation: an lvol is parted from its parent snapshot by rewriting its metadata.
+//! The operation: an lvol is detached from its parent snapshot by rewriting its metadata.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -18,8 +18,8 @@ use crate::turns::{self, Turn};
 /// Detaches the lvol with this UUID or alias from its parent snapshot.
 ///
 /// After `Ok` the lvol has no parent, on the device and in memory, and the former parent may be
-/// deleted. After an error nothing has changed, but for [`libc::ENOTRECOVERABLE`]: then the device may
-/// hold either.
+/// deleted. After an error nothing has changed, except for [`libc::ENOTRECOVERABLE`]: then the device may
+/// hold either version.
 pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     let mut steps = Steps::start();
     let outcome = async {
@@ -35,7 +35,7 @@ pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
             Ok(())
         }
         Err(error) => {
-            // A refusal is the caller's news. What an operator must see to is an error.
+            // A refusal concerns the caller. What an operator must look into is an error.
             if error.is_refusal() {
                 tracing::warn!("{error}");
             } else {
@@ -46,7 +46,7 @@ pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     }
 }
 
-/// The lvol of this name, when it is its store's turn.
+/// The lvol of this name, once its store has a free turn.
 pub async fn find(name: &CStr) -> Result<(Lvol, Blobstore, Turn)> {
     loop {
         let lvol = Lvol::find(name)?;
@@ -56,13 +56,13 @@ pub async fn find(name: &CStr) -> Result<(Lvol, Blobstore, Turn)> {
         if let Some(turn) = turns::try_take(bs) {
             return Ok((lvol, bs, turn));
         }
-        // An lvol that is held open while its turn comes could not be deleted.
+        // An lvol that is held open while it waits for its turn could not be deleted.
         drop(lvol);
         turns::wait(bs).await?;
     }
 }
 
-/// What was parted from what.
+/// What was detached from what.
 #[derive(Debug)]
 pub struct Detached {
     /// The lvol.
@@ -93,8 +93,8 @@ impl fmt::Display for Named {
 /// Detaches the blob `id`, which is that of `lvol`, or of none in a blobstore without lvols,
 /// and notes how long each step takes.
 ///
-/// No I/O is held back at any time. Copies from the parent end first, so that none brings the parent's
-/// data into an lvol where a read has found zeroes already; then reads through it do.
+/// No I/O is held back at any time. Copies from the parent are ended first, so that none brings the parent's
+/// data into an lvol where a read has already found zeroes; reads through it are ended after that.
 pub async fn detach(
     bs: Blobstore,
     id: BlobId,
@@ -120,18 +120,18 @@ pub async fn detach(
     let has_ended = copies_in_flight(bs, &family).await.end(&name).await;
     steps.done("copies");
     if !has_ended {
-        // The target stops. What is in memory goes as it is, device and all.
+        // The target is stopping. What is in memory is left as it is, including the device.
         return Ok(detached);
     }
-    // A read may have looked for its cluster before the last of those copies put it into the lvol's map,
-    // and not looked at the device yet. It would find zeroes, and the next read the copy.
+    // A read may have looked its cluster up before the last of those copies put it into the lvol's map,
+    // and not have used the device yet. It would find zeroes, and the next read the copy.
     grace::pass(bs).await;
     // SAFETY: as above. Every thread has seen that there is nothing to copy, and those copies that had
     // begun are done.
     let former = unsafe { take_parent(blob, listed, zeroes) };
     let reads = reads_in_flight(bs, &family).await;
-    // The lvol and its readers are as free as any others while the last reads end: SPDK's operations on
-    // them can't come to the former parent any more. The parent's lvol stays open for that.
+    // The lvol and its readers are unlocked while the last reads complete: SPDK's operations on
+    // them can't reach the former parent any more. The parent's lvol stays open for that time.
     let parent = family.part();
     reads.end(&name).await;
     // SAFETY: every thread has seen the zeroes device since.
@@ -148,7 +148,7 @@ pub async fn detach(
     Ok(detached)
 }
 
-/// What a detach answers whose lvol has such metadata.
+/// The error of a detach whose lvol has such metadata.
 pub fn unreadable(why: &Unreadable, name: &str) -> Error {
     let what = "could not be read, or is not what it should be";
     Error::new(why.errno(), format!("the metadata of {name} {what}: {why}. Nothing was written"))

@@ -1,8 +1,8 @@
-//! Parts an SPDK logical volume from its parent snapshot by rewriting metadata alone.
+//! Detaches an SPDK logical volume from its parent snapshot by rewriting only metadata.
 //!
 //! Built as a library to be loaded into, or linked into, an SPDK target, the crate adds the JSON-RPC method
-//! `bdev_lvol_detach_parent`. A program of one's own, in Rust, that is linked with SPDK calls [`detach_parent`];
-//! one in C or C++ has the same in `include/spdk_lvol_detach.h`.
+//! `bdev_lvol_detach_parent`. A Rust program that is linked with SPDK can call [`detach_parent`]; for C and C++
+//! the same is declared in `include/spdk_lvol_detach.h`.
 //!
 //! ```no_run
 //! # unsafe {
@@ -16,26 +16,26 @@
 //! # }
 //! ```
 //!
-//! `examples/own_app.rs` is a whole program.
+//! `examples/own_app.rs` is a complete program.
 //!
 //! # Threads
 //!
 //! All operations run on one SPDK thread: the one on which SPDK's subsystems are started, the app thread. It is
-//! the metadata thread of each lvstore that the bdev layer has loaded. On another thread they are refused.
+//! the metadata thread of every lvstore that the bdev layer has loaded. On any other thread they are refused.
 //!
 //! # The guard
 //!
-//! The crate is linked into the program as an SPDK subsystem, `lvol_detach`. When the subsystems start, it proves
-//! on an lvstore in memory that the crate was built for the SPDK that runs. Until it has, and for good if it
-//! can't, each operation is refused with `-ENOTSUP`. A program that starts no subsystems has no bdevs either.
+//! The crate is linked into the program as an SPDK subsystem, `lvol_detach`. When the subsystems start, it verifies
+//! on an lvstore in memory that the crate was built for the running SPDK. Until it has, and permanently if that
+//! fails, every operation is refused with `-ENOTSUP`. A program that starts no subsystems has no bdevs either.
 //!
 //! # How it works
 //!
-//! The design is in `docs/design.md`, and the way of a call is in the list of source files: `rpc`, `api` and
-//! `c_api` take it, `detach` is the operation from top to bottom, of which `turns` lets so many go at a time.
-//! `check` says what it would do, and `answer` how that is written.
-//! `chain` knows who reads through whom, `md` what is on the device, `io` the I/O that goes on meanwhile, `start`
-//! what happens once, when the target starts; `base` is what everything stands on.
+//! The design is in `docs/design.md`. A call passes through the source files like this: `rpc`, `api` and
+//! `c_api` receive it, and `detach` is the operation from top to bottom; `turns` limits how many run at a time.
+//! `check` determines what a detach would do, and `answer` writes the result.
+//! `chain` knows which blob reads through which, `md` what is on the device, `io` the I/O in flight, and `start`
+//! what happens once, when the target starts; `base` is the foundation for all of these.
 
 mod answer;
 mod api;
@@ -50,7 +50,7 @@ mod rpc;
 mod start;
 mod turns;
 
-/// SPDK's lvol. A program with bindings of its own casts its pointers to it.
+/// SPDK's lvol. A program that has its own bindings casts its pointers to this type.
 #[doc(no_inline)]
 pub use spdk_sys::spdk_lvol;
 
@@ -58,7 +58,7 @@ pub use api::{detach_parent, detach_parent_of};
 pub use base::error::Error;
 pub use base::task::spawn;
 
-/// What the project's own tests need of the inside. It isn't part of the API: it changes without notice.
+/// Internals that the project's own tests need. Not part of the API: they change without notice.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::base::{error, log, steps, task};

@@ -1,5 +1,5 @@
 //! The JSON-RPC methods: a request becomes a call of [`crate::detach::detach_lvol`] or
-//! [`crate::check::check_lvol`], and what that says becomes the reply.
+//! [`crate::check::check_lvol`], and its result becomes the reply.
 
 use std::ffi::{CStr, CString, c_char};
 use std::mem::offset_of;
@@ -19,7 +19,7 @@ use crate::start::{ready, version};
 const DETACH: &CStr = c"bdev_lvol_detach_parent";
 const CHECK: &CStr = c"bdev_lvol_check_detach_parent";
 
-/// Registers the methods, for the state RUNTIME. A target that has one of a name keeps its own.
+/// Registers the methods, for the state RUNTIME. A target that already has a method of that name keeps its own.
 ///
 /// # Safety
 ///

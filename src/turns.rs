@@ -1,4 +1,4 @@
-//! How many operations may be under way: so many for each lvstore, and none when the target stops.
+//! Limits how many operations run at a time: a fixed number for each lvstore, and none when the target stops.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,8 +10,8 @@ use crate::base::error::{Error, Result};
 use crate::base::task::Rests;
 use crate::chain::blob::Blobstore;
 
-/// Each has some memory, an open descriptor for each lvol of its family, and may wait for long. The
-/// operations on one lvstore must not be in the way of those on another.
+/// Each takes some memory and an open descriptor for each lvol of its family, and may wait for a long time. The
+/// operations on one lvstore must not block those on another.
 const FOR_EACH_STORE: usize = 256;
 
 #[derive(Default)]
@@ -26,7 +26,7 @@ thread_local! {
     static TURNS: RefCell<Turns> = RefCell::default();
 }
 
-/// A turn of one operation.
+/// The permission for one operation to run.
 #[derive(Debug)]
 pub struct Turn {
     store: usize,
@@ -82,7 +82,7 @@ pub fn are_over() -> bool {
     TURNS.with_borrow(|turns| turns.are_over)
 }
 
-/// Refuses new operations, and waits for those that are under way.
+/// Refuses new operations, and waits for the running ones.
 pub async fn end() {
     TURNS.with_borrow_mut(|turns| turns.are_over = true);
     let rests = Rests::start();

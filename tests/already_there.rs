@@ -1,4 +1,4 @@
-//! A target that has a `bdev_lvol_detach_parent` of its own keeps it.
+//! A target that already has a `bdev_lvol_detach_parent` keeps its own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

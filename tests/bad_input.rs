@@ -1,5 +1,5 @@
-//! Whatever comes in through the RPC socket: what is no proper request for a detach is answered as
-//! JSON-RPC demands, changes nothing, and the target goes on serving.
+//! Arbitrary input on the RPC socket: anything that is not a proper request for a detach is answered as
+//! JSON-RPC requires, changes nothing, and the target keeps serving.
 //!
 //! Who refuses what, and how (`lib/jsonrpc/jsonrpc_server.c`, `lib/json/json_parse.c`):
 //! - SPDK's server takes whole JSON values from the stream. What can't become one is a parse error,

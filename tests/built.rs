@@ -1,4 +1,4 @@
-//! What a target loads is not older than its sources, or no test uses it.
+//! No test uses a library that is older than its sources.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,4 +1,4 @@
-//! The C interface: the header, the functions as they are linked and as they are found, and the example.
+//! The C interface: the header, the functions when linked and when looked up, and the example.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,4 +1,4 @@
-//! `bdev_lvol_check_detach_parent`: what it says is what a detach then does, and it changes nothing.
+//! `bdev_lvol_check_detach_parent`: a detach then does what the check has said, and the check changes nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,4 +1,4 @@
-//! Each code that the sources can answer is in the documents and in the help of the plugin.
+//! Every error code that the sources can return is in the documents and in the plugin's help.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

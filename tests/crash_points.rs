@@ -1,5 +1,5 @@
-//! A crash at every point: after it the blobstore loads, the lvol is either wholly attached or
-//! wholly detached, and it is detached if that had been promised.
+//! A crash at every point: afterwards the blobstore loads, the lvol is either fully attached or
+//! fully detached, and it is detached if success had been reported.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -96,7 +96,7 @@ fn detached(lvols: &Lvols, lvol: &str) -> Lvols {
     lvols
 }
 
-/// What `lvols` should be after a restart: SPDK calls a lvol a snapshot as long as it has clones,
+/// What `lvols` should be after a restart: SPDK calls an lvol a snapshot as long as it has clones,
 /// and one that has lost them until the restart.
 fn reloaded(mut lvols: Lvols) -> Lvols {
     for lvol in lvols.values_mut() {
@@ -460,7 +460,7 @@ fn it_is_a_thin_lvol_like_any_other_after_a_clean_restart() {
     detached_lvols_are_like_any_other(Target::restart);
 }
 
-/// Does to detached lvols, one each, all that can be done to a lvol. `between` comes between the
+/// Does to detached lvols, one each, all that can be done to an lvol. `between` comes between the
 /// detach and that.
 fn detached_lvols_are_like_any_other(between: impl Fn(&mut Target)) {
     const OWN: [u8; 4] = [0, 0x22, 0, 0];

@@ -1,4 +1,4 @@
-//! The drill of `docs/operations.md`: its commands are typed into a shell, with a real target behind them,
+//! The drill of `docs/operations.md`: its commands are run in a shell, against a real target,
 //! and print what the document says.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

@@ -1,4 +1,4 @@
-//! Every read, write and flush of a detach fails, once and for good: after an error nothing has changed,
+//! Every read, write and flush of a detach fails, once or permanently: after an error nothing has changed,
 //! in memory and, unless the reply says that it may have, on the device.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

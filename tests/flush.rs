@@ -1,5 +1,5 @@
-//! The volatile cache of the device is flushed before the reply: which device how, and what a flush that
-//! fails or takes its time means.
+//! The volatile cache of the device is flushed before the reply: how each device is flushed, and what happens
+//! if a flush fails or is slow.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,4 +1,4 @@
-//! Fuzzes what a request's params go through: SPDK's own JSON parser and decoder, and the
+//! Fuzzes the code that a request's params pass through: SPDK's own JSON parser and decoder, and the
 //! extension's [`decode_name`], which gives the name of the lvol or refuses.
 //!
 //! The oracle is another JSON parser, serde_json. The two need not agree on every text:

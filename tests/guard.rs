@@ -1,5 +1,5 @@
 //! A library that was built with other headers than the target's is refused when the target starts,
-//! and the target serves on as if it were not there.
+//! and the target keeps serving as if it were not there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;

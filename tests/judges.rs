@@ -1,6 +1,6 @@
-//! A detach holds no I/O, and waits for what began before it and goes through the parent: for copies on
-//! a write, of the lvol and of all that read through it, and for reads. Delay bdevs make each moment of
-//! those last for seconds, in which the answer must not come, or must have come.
+//! A detach holds back no I/O, and waits for I/O that started earlier and goes through the parent: copy-on-writes
+//! of the lvol and of its readers, and reads. Delay bdevs stretch each stage of that I/O
+//! to seconds, during which the reply must not be sent, or must have been sent already.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -569,7 +569,7 @@ fn a_target_stops_while_a_detach_waits() {
     target.stop();
 }
 
-/// A client that reads from a lvol, which stays exposed.
+/// A client that reads from an lvol, which stays exposed.
 fn start_reader(target: &Target, lvol: &str) -> Child {
     let url = target.export(lvol).leave_exposed();
     let child = Command::new("qemu-io")

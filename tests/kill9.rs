@@ -1,6 +1,6 @@
 //! A real target is killed with SIGKILL at random moments, while a client makes it change metadata
-//! as fast as it can, and started again on the same file: what had been answered is there, and what
-//! had not been answered was done wholly or not at all.
+//! as fast as it can, and started again on the same file: every change that had been answered is there, and
+//! every other one was made fully or not at all.
 //!
 //! This shows what a crash of the process leaves. The page cache outlives it, so every write that
 //! the kernel had taken is there, in its order; what a crash of the machine or of the device leaves
@@ -40,7 +40,7 @@ const CLUSTER_SIZE: u64 = MIB / CLUSTERS as u64;
 
 // --- What the lvols must be ---
 
-/// A lvol as it must be.
+/// An lvol as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Volume {
     parent: Option<String>,
@@ -117,7 +117,7 @@ impl Family {
         format!("family{}-{}", self.number, self.named)
     }
 
-    /// The family that a lvol of this name is in.
+    /// The family that an lvol of this name is in.
     fn number_of(name: &str) -> Option<usize> {
         name.strip_prefix("family")?.split_once('-')?.0.parse().ok()
     }
@@ -131,7 +131,7 @@ impl Family {
         std::iter::successors(Some(name), |name| self.volumes[*name].parent.as_deref())
     }
 
-    /// The byte that each cluster of a lvol is full of.
+    /// The byte that each cluster of an lvol is full of.
     fn data(&self, name: &str) -> [u8; CLUSTERS] {
         array::from_fn(|cluster| {
             self.ancestors(name).find_map(|name| self.volumes[name].owns[cluster]).unwrap_or(0)
@@ -146,7 +146,7 @@ impl Family {
 
     /// Something that can be done while the target may be killed, mostly detaches.
     ///
-    /// SPDK does all of these with one write that counts. Not so a snapshot and the deletion of a
+    /// SPDK does all of these with one write that counts. Not so a snapshot and the deletion of an
     /// lvol that has a clone: killed in the middle of one of those, SPDK 26.01 alone loses clusters
     /// or even crashes when it loads the lvstore again (`bs_blob_list_remove`). They are left to
     /// [`Family::choose_at_rest`].
@@ -164,7 +164,7 @@ impl Family {
                 8 if few => return Operation::Create { name },
                 9..12 if few && volume.read_only => return Operation::Clone { of, name },
                 12 | 13 if can_set_parent => {
-                    // SPDK takes a lvol for a snapshot only while it has clones.
+                    // SPDK takes an lvol for a snapshot only while it has clones.
                     let parent = self.any(rng, |parent, _| {
                         volume.parent.as_deref() != Some(parent)
                             && self.clones(parent).next().is_some()
@@ -249,7 +249,7 @@ impl Family {
     }
 }
 
-/// What matters here of what the target says of a lvol.
+/// What matters here of what the target says of an lvol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {
     parent: Option<String>,
@@ -347,7 +347,7 @@ fn seen(target: &Target) -> Vec<BTreeMap<String, Facts>> {
         let name = alias.strip_prefix("lvs/").unwrap_or_default();
         let Some(family) = Family::number_of(name).and_then(|number| families.get_mut(number))
         else {
-            panic!("nobody has made a lvol {alias:?}");
+            panic!("nobody has made an lvol {alias:?}");
         };
         assert_eq!(lvol.size, CLUSTERS as u64 * CLUSTER_SIZE, "the size of {alias}");
         assert!(lvol.thin_provision, "{alias} is thin");
@@ -426,7 +426,7 @@ fn expect_data(target: &Target, players: &[Player]) {
                 panic!("{work:?} does not read as it should: {error}");
             }
         }
-        panic!("a lvol did not read as it should, and then did");
+        panic!("an lvol did not read as it should, and then did");
     }
 }
 
@@ -507,7 +507,7 @@ fn torment(kills: u32) -> Figures {
     figures
 }
 
-/// Detaches and deletes everything: after all that has happened nothing keeps a lvol or a cluster.
+/// Detaches and deletes everything: after all that has happened nothing keeps an lvol or a cluster.
 fn clear(target: &Target, players: Vec<Player>) {
     for Player { family, .. } in players {
         let with_parent = family.volumes.iter().filter(|(_, volume)| volume.parent.is_some());

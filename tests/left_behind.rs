@@ -1,6 +1,6 @@
-//! States that SPDK leaves behind when an operation of its fails half-way, or goes through while an
-//! lvstore loads: there its lists of clones and of lvols, and what a lvol reads through, don't agree.
-//! A detach does its work, or refuses and changes nothing; the target lives, and after a restart
+//! States that SPDK leaves behind when one of its operations fails half-way, or passes through while an
+//! lvstore loads: its lists of clones and of lvols don't agree with what an lvol reads through.
+//! A detach works, or is refused and changes nothing; the target survives, and after a restart
 //! nothing is lost.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -420,7 +420,7 @@ fn detaches_that_wait_for_a_dead_device_hold_up_nobody_else() {
 /// A target that loads an lvstore: p <- r <- s, of which p, r and s own a cluster each. r has its bdev;
 /// s has none, because it waits for a request set to be opened with. Reads are slow.
 ///
-/// A lvol whose opening finds no request set is put off, and is not among the store's lvols meanwhile
+/// An lvol whose opening finds no request set is put off, and is not among the store's lvols meanwhile
 /// (`retry_open_lvols`, module/bdev/lvol/vbdev_lvol.c). As many as there are request sets are opened at
 /// a time, in the order of their metadata pages.
 fn start_while_loading() -> Target {

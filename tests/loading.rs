@@ -1,4 +1,4 @@
-//! The library that is preloaded: harmless where there is no SPDK target, and in a target that it
+//! The preloaded library is harmless in processes that are not an SPDK target, and in a target that it
 //! doesn't fit.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -68,7 +68,7 @@ fn a_program_of_spdk_s_without_lvols_is_not_disturbed() {
     }
 }
 
-/// An application of somebody's own, which has subsystems and no bdevs, starts as without the library.
+/// A custom application that has subsystems but no bdevs starts as it does without the library.
 #[test]
 #[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into such an application")]
 fn an_application_without_lvols_is_not_disturbed() {

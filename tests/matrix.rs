@@ -1,5 +1,5 @@
-//! Detaches next to everything else that can be done to a chain: each operation under way when a
-//! detach comes, and the other way round; many siblings at once; wide and deep families.
+//! Detaches combined with everything else that can be done to a chain: each operation in progress when a
+//! detach arrives, and the other way round; many siblings at once; wide and deep families.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -56,7 +56,7 @@ enum Told {
     /// What is true when the operation has ended, for which it waits. The other way round the
     /// operation is told that the lvol is busy.
     Waits,
-    /// It works: the operation is in nobody's way.
+    /// It works: the operation doesn't conflict.
     Works,
     /// The lvol, or its parent, is about to go: whatever it is told, it is true.
     WhatIsTrue,

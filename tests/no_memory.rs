@@ -1,5 +1,5 @@
-//! There is no memory: for what the guard makes when the target starts, and for the messages by which a
-//! detach goes on.
+//! Out of memory: when the guard runs at the start of the target, and for the messages by which a
+//! detach proceeds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -25,7 +25,7 @@ fn a_target_without_memory_for_the_guard_says_so() {
     let log = target.log();
     let line = log.lines().find(|line| line.contains("is not registered")).expect(&log);
     assert!(line.contains("Cannot allocate memory"), "{line}");
-    // Another build would help nobody.
+    // Another build would not help.
     for wrong in ["does not fit", "Build it"] {
         assert!(!line.contains(wrong), "{line}");
     }

@@ -1,5 +1,5 @@
-//! What vanishes while a detach is under way: the lvol, a lvol that reads through it, the parent,
-//! the lvstore, the base bdev, the target. Whichever is first, the target lives, nothing hangs, and
+//! Removals during a detach: the lvol, an lvol that reads through it, the parent,
+//! the lvstore, the base bdev, the target. Whichever comes first, the target survives, nothing hangs, and
 //! nothing is left behind.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -246,7 +246,7 @@ impl Lab {
     }
 }
 
-/// Races of a detach and the deletion of a lvol; `who` says which are which in each round.
+/// Races of a detach and the deletion of an lvol; `who` says which are which in each round.
 fn races_with_delete(clones: usize, who: impl Fn(usize) -> (&'static str, &'static str)) {
     let mut lab = Lab::start();
     lab.create_store(false);

@@ -1,4 +1,4 @@
-//! `examples/rebuild/`, which rebuilds a replica as a storage engine would.
+//! `examples/rebuild/`, which rebuilds a replica as a storage engine would do it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,4 +1,4 @@
-//! What is built follows the SPDK tree: a change of a header or library there makes cargo build again.
+//! The build follows the SPDK tree: if a header or library changes there, cargo rebuilds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,4 +1,4 @@
-//! The target that has the extension linked in is the stock target in everything else.
+//! Apart from the extension, the target that has it linked in is the same as the stock target.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

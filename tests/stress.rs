@@ -1,5 +1,5 @@
 //! Detaches under load: every core of the target reads, writes, unmaps and checks all the time,
-//! while chains are built, parted and deleted underneath.
+//! while chains are built, detached and deleted underneath.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -19,7 +19,7 @@ const DETACHES: u64 = 1000;
 /// In each lvstore.
 const FAMILIES: u64 = 2;
 const LVOL_MIB: u64 = 8;
-/// A lvol that is read and written has so many cycles; then there is a new one, none of whose clusters
+/// An lvol that is read and written has so many cycles; then there is a new one, none of whose clusters
 /// was ever written.
 const CYCLES: u64 = 8;
 
@@ -183,7 +183,7 @@ impl Control {
         self.must("bdev_lvol_clone", json!({"snapshot_name": snapshot, "clone_name": name}));
     }
 
-    /// Makes a lvol longer than its parent, if this SPDK reads one.
+    /// Makes an lvol longer than its parent, if this SPDK reads one.
     fn grow(&mut self, lvol: &str, mib: u64) {
         if cfg!(spdk_reads_beyond_parent) {
             self.must("bdev_lvol_resize", json!({"name": lvol, "size_in_mib": mib}));
@@ -206,7 +206,7 @@ impl Control {
         level.as_u64().expect("a level is a number")
     }
 
-    /// Detaches a lvol while all of `loads`, which are on it and on those that read through it, go
+    /// Detaches an lvol while all of `loads`, which are on it and on those that read through it, go
     /// on. Those of `held` have stopped to write before, and begin again with the detach. Returns how
     /// often it was answered that the lvol is busy.
     fn detach(&mut self, lvol: &str, level: Option<u64>, loads: &[&str], held: &[&str]) -> u64 {
@@ -235,7 +235,7 @@ impl Control {
     }
 }
 
-/// Builds a chain beneath a lvol, parts it and deletes it, again and again: old <- new <- head, and
+/// Builds a chain beneath an lvol, parts it and deletes it, again and again: old <- new <- head, and
 /// new <- mid <- clone. All of them but old are under load. Each lvol is longer than the one it reads
 /// through was at first.
 fn family(mut control: Control, store: Store, family: u64, detaches: u64) -> Totals {

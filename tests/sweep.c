@@ -286,7 +286,7 @@ write_data(struct spdk_json_write_ctx *w, struct io *io)
 	spdk_json_write_array_end(w);
 }
 
-/* Which of its clusters a lvol owns. */
+/* Which of its clusters an lvol owns. */
 static void
 write_owned(struct spdk_json_write_ctx *w, struct io *io)
 {

@@ -1,6 +1,6 @@
 //! A power cut on a device with a volatile write cache (`store/power_cut.rs`): after a detach has
-//! answered true its lvol is detached and whole, whatever the cache has lost; before, it is attached or
-//! detached, and whole.
+//! returned true its lvol is detached and intact, whatever the cache has lost; before, it is attached or
+//! detached, and intact.
 //!
 //! SPDK's own operations are never flushed, and break by themselves when their writes are lost in the
 //! wrong order. Where some of their writes are open as well, each kind of breakage is told apart by the

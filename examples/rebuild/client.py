@@ -31,7 +31,7 @@ def run(*command):
 
 
 def write_file(url, path, offset, length):
-    """Writes what the file has to a lvol."""
+    """Writes what the file has to an lvol."""
     # Lvols have no flush, and nothing that would need one: hence -t unsafe.
     command = f'write -s {path} {offset} {length}'
     status, said = run('qemu-io', '-f', 'raw', '-t', 'unsafe', '-c', command, url)
@@ -51,7 +51,7 @@ def first_difference(one, other):
 
 
 class QemuIo:
-    """A qemu-io that keeps a lvol open and takes one command after another."""
+    """A qemu-io that keeps an lvol open and takes one command after another."""
 
     def __init__(self, url):
         self._process = subprocess.Popen(
@@ -135,7 +135,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def held(self):
-        """No write is under way, nor begins, in the body of the with statement."""
+        """No write is in progress or starts in the body of the with statement."""
         if not self._writing.acquire(timeout=PATIENCE):
             raise Failure('a write to the head hangs')
         try:

@@ -101,9 +101,9 @@ class Replica(Target):
     # --- exports; a failure ends the target, and them with it ---------------------------------
 
     def url(self, lvol):
-        """Where the outside client finds a lvol, which stays exposed until it is deleted.
+        """Where the outside client finds an lvol, which stays exposed until it is deleted.
 
-        That it stays is of use: a lvol that is lent can be exposed before, but not meanwhile.
+        That it stays is of use: an lvol that is lent can be exposed before, but not meanwhile.
         """
         if lvol not in self._exposed:
             self.rpc(
@@ -120,7 +120,7 @@ class Replica(Target):
 
     @contextlib.contextmanager
     def lent_to(self, other, lvol):
-        """Attaches a lvol to another replica's target over NVMe-oF TCP, as a bdev of this name."""
+        """Attaches an lvol to another replica's target over NVMe-oF TCP, as a bdev of this name."""
         nqn = f'{NQN}:{lvol}'
         address = {
             'trtype': 'TCP',

@@ -28,16 +28,16 @@ class Volume:
             self.data(lvol).write_bytes(source.randbytes(length))
 
     def range(self, lvol):
-        """Where in the volume a lvol's own data is: offset and length."""
+        """Where in the volume an lvol's own data is: offset and length."""
         first, end = (edge * self._clusters // PARTS * CLUSTER for edge in OWNED[lvol])
         return first, end - first
 
     def data(self, lvol):
-        """The file with a lvol's own data."""
+        """The file with an lvol's own data."""
         return self._folder / f'{lvol}.data'
 
     def damage(self, disk, lvol):
-        """Overwrites what a lvol owns on a disk, and nothing else.
+        """Overwrites what an lvol owns on a disk, and nothing else.
 
         A target can't be asked where on its device a cluster is. But the data is random: a cluster
         of the device that has the content of one of the lvol's is that one.

@@ -46,7 +46,7 @@ def main():
     # The targets get one core and this program another, if there are two.
     options.cpus = sorted(os.sched_getaffinity(0))
     *others, core = options.cpus
-    # So that what was started is ended, and its files go.
+    # So that everything that was started is stopped, and its files are removed.
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     targets = Targets(programs, core)
@@ -72,7 +72,7 @@ def main():
 
 
 def one_line_a_list(text):
-    """JSON in which the lists of samples have a line each, not a line for each sample."""
+    """JSON with one line for each list of samples instead of one for each sample."""
     return re.sub(r'\[[^][{}]*\]', lambda found: ' '.join(found[0].split()), text)
 
 

@@ -1,4 +1,4 @@
-"""The SVG charts: medians, with bars from the least to the greatest sample."""
+"""The SVG charts: medians, with bars from the smallest to the largest sample."""
 
 import matplotlib
 from matplotlib import pyplot
@@ -18,13 +18,13 @@ COLOURS = {
 # Which of the writers the charts show, for the lvol that is changed.
 PAUSED = (('lvol', 'lvol'), ('snap', 'clone'), ('lvol', 'neighbour'))
 LINES = {'extension': '-', 'baseline': '--'}
-# So that a line under another one is seen.
+# So that a line hidden under another one is visible.
 MARKERS = {'bdev_lvol_detach_parent': 'o', 'bdev_lvol_set_parent': 'x'}
 POINTS = 100
 
 
 def draw(results, folder):
-    # The same results give the same files.
+    # The same results produce the same files.
     matplotlib.use('svg')
     pyplot.rcParams.update({'svg.hashsalt': 'bench', 'svg.fonttype': 'none', 'axes.grid': True})
     if 'methods' in results:

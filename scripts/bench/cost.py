@@ -1,4 +1,4 @@
-"""What a detach costs by itself: many in one connection, and its steps."""
+"""What a detach costs by itself: many on one connection, and its steps."""
 
 from .target import AT_ONCE, detach_request, parent_of, request, set_parent_request
 
@@ -33,7 +33,7 @@ def measure_throughput(targets, options, progress):
             target.create_with_parents(names, LVOL_MIB)
         for _ in range(rounds):
             for target in targets.each():
-                # It has just been resumed: what comes first finds cold caches, and isn't counted.
+                # It has just been resumed: the first requests find cold caches, and aren't counted.
                 for batch in requests.values():
                     target.pipelined(batch)
                 for method, batch in requests.items():

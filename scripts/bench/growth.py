@@ -19,8 +19,8 @@ from .target import (
 LVOL_MIB = 64
 MIB_PER_TIB = 1 << 20
 PAGE = 4096
-# Of struct spdk_blob_md_descriptor_extent_table: what one page of metadata holds, and what each of
-# its entries stands for.
+# From struct spdk_blob_md_descriptor_extent_table: how much one page of metadata holds, and what
+# each of its entries stands for.
 ENTRIES_PER_PAGE = 507
 CLUSTERS_PER_ENTRY = 512
 

@@ -11,7 +11,7 @@ from .samples import quantile, spread
 TEMPLATE = Path(__file__).parent / 'page.md'
 NOT_MEASURED = '(not measured in this run)'
 
-# From here on a figure is shown without decimals.
+# Figures from here on are shown without decimals.
 WHOLE = 100
 
 
@@ -95,7 +95,7 @@ def steps(entries):
 
 
 def pauses(entries):
-    """With how likely it is that a row's samples are of the same distribution as no change's."""
+    """With the p value of a row's samples against those of no change."""
 
     def where(entry):
         return entry['base_bdev'], entry['changed'], entry['writer']
@@ -120,10 +120,10 @@ def pauses(entries):
 
 
 def checks(entries):
-    head = ['clusters of, MiB', 'clusters', 'ancestors', 'whole check, ms']
+    head = ['cluster size, MiB', 'clusters', 'ancestors', 'whole check, ms']
     head += [
-        'for each cluster of each lvol, ns',
-        'a slice, us',
+        'per cluster of each lvol, ns',
+        'slice, us',
         'slices over 100 us',
         'longest, us',
     ]
@@ -162,7 +162,7 @@ def growth(name, entries):
 
 
 def cell(samples):
-    """The median, and the least and greatest if they aren't the same."""
+    """The median, and the smallest and largest sample if they differ."""
     if not samples:
         return ''
     low, middle, high = (f'{value:.{0 if value >= WHOLE else 1}f}' for value in spread(samples))

@@ -1,4 +1,4 @@
-"""How long a writer waits at most while a lvol is detached.
+"""The longest time that a writer waits while an lvol is detached.
 
 The load generator of the tests writes, on each core, 4 KiB after 4 KiB to each of three lvols:
 
@@ -100,7 +100,7 @@ def pauses(target, base, changed, times):
     longest = request('load_longest_writes', names=names)
     for _ in range(times):
         for method, call in calls.items():
-            # In one piece, so that no write counts that ended long before the call.
+            # In one piece, so that no write counts that completed long before the call.
             target.pipelined([longest, call])
             for writer, ns in zip(WRITERS, target.rpc(longest['method'], names=names), strict=True):
                 entries[method, writer]['longest_write_us'].append(round(ns / 1000))

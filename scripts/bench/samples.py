@@ -4,10 +4,10 @@ import statistics
 
 
 def spread(samples):
-    """The least, the middle and the greatest."""
+    """The smallest sample, the median and the largest."""
     return min(samples), statistics.median(samples), max(samples)
 
 
 def quantile(samples, per_mille):
-    """What so many thousandths of the samples are below, or are."""
+    """The value that this many thousandths of the samples do not exceed."""
     return sorted(samples)[min(len(samples) * per_mille // 1000, len(samples) - 1)]

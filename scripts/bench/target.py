@@ -16,7 +16,7 @@ OURS = 'extension'
 # A malloc bdev of 1 GiB, and 10,000 lvols.
 MEMORY_MIB = 4096
 REPLY_SECONDS = 600
-# A lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
+# An lvstore has 512 request sets for its metadata (SPDK_LVOL_BLOB_OPTS_CHANNEL_OPS).
 AT_ONCE = 480
 STEPS = ('open', 'write', 'copies', 'reads', 'release')
 
@@ -54,7 +54,7 @@ class Target(TargetProcess):
 
     def __init__(self, name, program, cpus, preloaded=()):
         self.is_ours = name == OURS
-        # It goes when the target does, or when this program ends.
+        # It is removed when the target stops, or when this program ends.
         self.folder = tempfile.TemporaryDirectory(prefix='spdk-lvol-detach-bench-')
         self.disk = Path(self.folder.name) / 'disk'
         options = Options(cpus, MEMORY_MIB, REPLY_SECONDS, program, client=Connection)
@@ -95,7 +95,7 @@ class Target(TargetProcess):
         self.rpc('bdev_lvol_create_lvstore', bdev_name='base', lvs_name='lvs', **options)
 
     def drop_lvstore(self):
-        """The base bdev goes, not the lvols: to forget them is quicker than to delete them."""
+        """Removes the base bdev, not the lvols: forgetting them is faster than deleting them."""
         self.rpc(f'bdev_{self.base}_delete', name='base')
         self.disk.unlink(missing_ok=True)
 
@@ -138,14 +138,14 @@ class Target(TargetProcess):
         }
 
     def watch(self, action):
-        """Does it: what it returns, and what the base bdev did meanwhile."""
+        """Runs it; returns its result and what the base bdev did meanwhile."""
         before = self.device()
         result = action()
         after = self.device()
         return result, {name: after[name] - before[name] for name in after}
 
     def show_steps(self):
-        """From now on the log tells how long each step took, if the target is ours."""
+        """From now on the log shows how long each step took, if the target has the extension."""
         if self.is_ours:
             self.rpc('log_set_flag', flag='lvol_detach')
             self.rpc('log_set_print_level', level='INFO')

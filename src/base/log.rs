@@ -19,11 +19,11 @@ unsafe extern "C" {
     static SPDK_LOG_lvol_detach: sys::spdk_log_flag;
 }
 
-/// Lines on their way to SPDK's log, if a core without a reactor is there to write them. Writing one
-/// takes some 30 us, of which a call of syslog that finds no syslog has most: on the reactor, every
-/// lvol there waits for it.
+/// Lines on their way to SPDK's log, if there is a core without a reactor to write them. Writing one
+/// takes some 30 us, most of it in a call of syslog that finds no syslog: on the reactor, every
+/// lvol there would wait for it.
 static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
-/// Who finds so many lines waiting waits as well.
+/// A caller that finds this many lines waiting waits as well.
 const QUEUE_LEN: usize = 1024;
 /// How long lines are gathered.
 const TOGETHER: Duration = Duration::from_millis(1);
@@ -41,7 +41,7 @@ pub fn init() {
         if let Some(queue) = start_thread() {
             QUEUE.get_or_init(|| queue);
         }
-        // An error means that somebody else takes the events, which is as well.
+        // An error means that the events already go elsewhere, which is fine.
         let _ = tracing::subscriber::set_global_default(SpdkLog);
     });
 }
@@ -70,7 +70,7 @@ fn write_all(entries: &Receiver<Entry>) {
         for entry in std::iter::once(first).chain(entries.try_iter()) {
             match entry {
                 Entry::Line(line) => line.write(),
-                // Nobody waits if the sender has gone.
+                // Nothing waits if the sender is gone.
                 Entry::Flush(done) => drop(done.send(())),
             }
         }

@@ -1,4 +1,4 @@
-//! What everything stands on.
+//! The foundation for all other modules.
 
 pub mod error;
 pub mod json;

@@ -83,7 +83,7 @@ impl<T> Callback<T> {
     pub unsafe fn complete(ctx: *mut c_void, value: T) {
         // SAFETY: by the invariant and the caller's word this is the only owner of the sender.
         let sender = unsafe { oneshot::Sender::<T>::from_raw(ctx.cast()) };
-        // Nobody waits if the future was dropped, which is its owner's choice.
+        // Nothing waits if the future was dropped, which is its owner's choice.
         let _ = sender.send(value);
     }
 }
@@ -126,7 +126,7 @@ pub fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// How long a task rests when SPDK has no message left to wake it by.
+/// How long a task sleeps when SPDK has no message left to wake it with.
 const NO_MESSAGE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Runs a function once, later, on the current SPDK thread, by a poller of its own.
@@ -168,8 +168,8 @@ impl<F: FnOnce() + 'static> Timer<F> {
     }
 }
 
-/// Pauses between two looks at something that nobody reports. Each is an eighth of what has been
-/// waited for, within bounds: a short wait is found over soon, a long one costs no CPU.
+/// Pauses between two polls of something that isn't reported. Each is an eighth of the time that has been
+/// waited, within bounds: the end of a short wait is noticed soon, a long one costs no CPU.
 #[derive(Debug)]
 pub struct Rests {
     since: Instant,
@@ -204,8 +204,8 @@ thread_local! {
     static SLICE: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
 
-/// Long work of a task, cut into slices: between two of them the SPDK thread does everything else that
-/// it has to do, and of all tasks with such work one has a slice at a time.
+/// Long work of a task, cut into slices: between two of them the SPDK thread does its other
+/// work, and only one of all tasks with such work has a slice at a time.
 #[derive(Debug)]
 pub struct Slices {
     turn: Option<SemaphoreGuardArc>,

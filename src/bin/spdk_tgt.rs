@@ -1,4 +1,4 @@
-//! SPDK's own target with the extension inside, for SPDK trees without shared libraries. Its `main`
+//! SPDK's own target with the extension linked in, for SPDK trees without shared libraries. Its `main`
 //! is the tree's `app/spdk_tgt/spdk_tgt.c`, which `build.rs` compiles and links.
 
 #![no_main]

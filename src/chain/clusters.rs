@@ -1,8 +1,8 @@
-//! Whose the clusters are that a blob shows: a walk along the maps of all blobs of its chain.
+//! Which blob owns the clusters that a blob shows: a walk along the cluster maps of all blobs of its chain.
 //!
-//! It goes through the clusters by chunks, and for each chunk down the chain and then through the
-//! readers, each after what it reads through: so each map is looked at once, however many read through
-//! it. Only the metadata thread, which this is, changes a map; between two slices it may.
+//! It goes through the clusters in chunks, and for each chunk down the chain and then through the
+//! readers, each after its parent: so each map is read once, however many blobs read through
+//! it. Only the metadata thread, which this is, changes a map, and only between two slices.
 
 use std::collections::HashMap;
 
@@ -10,12 +10,12 @@ use crate::base::task::Slices;
 use crate::chain::blob::{BlobId, OpenBlob, Parent};
 use crate::turns;
 
-/// Clusters of one blob that are looked at without a look at the clock: a few microseconds.
+/// Clusters of one blob that are examined before the clock is checked: a few microseconds.
 const CHUNK: u64 = 4096;
 const WORDS: usize = CHUNK as usize / 64;
 
-/// How many ranges are kept, of all blobs together: the memory of a walk and the length of an answer
-/// have an end.
+/// How many ranges are kept, for all blobs together: this bounds the memory of a walk and the length of an
+/// answer.
 const MOST_RANGES: usize = 65_536;
 
 /// Clusters of a chunk.
@@ -84,7 +84,7 @@ pub type Range = (u64, u64);
 pub struct Ranges {
     /// In ascending order.
     pub list: Vec<Range>,
-    /// The first cluster of which the list says nothing, if there was no room.
+    /// The first cluster that the list doesn't cover, if there was no room.
     pub end: Option<u64>,
 }
 
@@ -121,7 +121,7 @@ impl Ranges {
 /// Blobs that are held open, and what each shows.
 #[derive(Debug)]
 pub struct Chain<'a> {
-    /// The blob that is to be parted from the ancestors.
+    /// The blob that is to be detached from the ancestors.
     pub root: &'a OpenBlob,
     /// What it reads through, the nearest first.
     pub ancestors: Vec<&'a OpenBlob>,
@@ -154,8 +154,8 @@ pub struct Counts {
     pub shown: Vec<u64>,
     /// The same of the external snapshot.
     pub shown_of_external: u64,
-    /// Whether a blob got clusters meanwhile: those of them that were looked at before are counted as
-    /// lost, and are no more.
+    /// Whether a blob allocated clusters meanwhile: those that were examined before that are counted as
+    /// lost, although they no longer would be.
     pub has_grown: bool,
 }
 
@@ -225,8 +225,8 @@ pub async fn walk(
             }
         }
     }
-    // A blob that has a parent never gives a cluster back. So if each has as many as were counted, there
-    // was a moment between the two walks when all was as it was counted.
+    // A blob that has a parent never releases a cluster. So if each has as many as were counted, there
+    // was a moment between the two walks when everything was as counted.
     let counted = std::iter::once(&counts.root).chain(&counts.readers);
     for (map, count) in std::iter::once(&root).chain(&readers).zip(counted) {
         // An inflate or a decouple gives clusters to a snapshot too.

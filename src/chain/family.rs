@@ -1,4 +1,4 @@
-//! A blob, its parent, and all that read through it, held for one operation.
+//! A blob, its parent, and all its readers, held open for one operation.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::chain::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
 use crate::chain::lineage::{self, Listed, Reader};
 use crate::chain::lvol::Lvol;
 
-/// How long an operation of SPDK's on one of the family is waited for: a snapshot, a clone or a
-/// deletion takes a moment, and a detach that is refused ends a rebuild of Longhorn's engine, which
-/// never repeats it.
+/// How long to wait for an SPDK operation on one of the family: a snapshot, a clone or a
+/// deletion takes a moment, and a refused detach aborts a rebuild of Longhorn's engine, which
+/// never retries it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A blob that is open, and the lvol that does I/O on it if there is one. While its lvol is held
-/// nobody deletes the blob: SPDK's deletion of a blob that somebody else has open fails half-way, and
-/// leaves it without an lvol (`lvol_delete_blob_cb`, lib/lvol/lvol.c). So the blob is let go first.
+/// A blob that is open, and the lvol that does I/O on it if there is one. While its lvol is held open
+/// the blob can't be deleted: SPDK's deletion of a blob that is still open elsewhere fails half-way, and
+/// leaves it without an lvol (`lvol_delete_blob_cb`, lib/lvol/lvol.c). So the blob is closed first.
 #[derive(Debug)]
 pub struct Member {
     /// The blob.
@@ -40,9 +40,9 @@ pub struct Family {
 
 impl Family {
     /// Finds the family of the blob `id`, and locks all of it but the parent against SPDK's long
-    /// operations: as long as it is locked it stays as it is, and nobody copies through it. `lvol` is
-    /// the one of the blob; a blobstore without lvols has none. With it comes the blob's entry in the
-    /// list of its parent's clones, which stays as long.
+    /// operations: while it is locked it doesn't change, and nothing copies through it. `lvol` is
+    /// the blob's lvol; a blobstore without lvols has none. Also returns the blob's entry in the
+    /// list of its parent's clones, which stays valid as long.
     pub async fn lock(bs: Blobstore, id: BlobId, lvol: Option<Lvol>) -> Result<(Family, Listed)> {
         let root = Member { blob: bs.open(id).await?, lvol };
         let Found { parent, listed, readers, locks } = find(bs, &root).await?;
@@ -74,7 +74,7 @@ impl Family {
         name_of(&self.root, &member.blob)
     }
 
-    /// Lets go of all but the parent.
+    /// Releases all but the parent.
     pub fn part(self) -> Member {
         self.parent
     }

@@ -1,10 +1,10 @@
-//! Who reads through whom, in memory: SPDK's list of snapshots and their clones, compared with what
-//! the open blobs themselves say. After an operation of SPDK's that failed half-way the two differ,
-//! and then neither is to be trusted.
+//! Which blob reads through which, in memory: SPDK's list of snapshots and their clones, compared with what
+//! the open blobs themselves say. After an SPDK operation that failed half-way the two differ,
+//! and then neither can be trusted.
 //!
-//! A clone says in `parent_id` what it reads through, and its `back_bs_dev` has a reference on that
-//! blob (`open_ref`). So a snapshot has exactly as many references as it has open clones, and one of
-//! its lvol. One more, and somebody reads through it whom no list has; one less, and the device of a
+//! A clone names in `parent_id` what it reads through, and its `back_bs_dev` holds a reference on that
+//! blob (`open_ref`). So a snapshot has exactly one reference for each open clone, and one of
+//! its lvol. If it has one more, a blob that is in no list reads through it; if it has one less, the device of a
 //! clone has been freed, although the clone still has its address.
 
 use std::collections::{HashMap, HashSet};
@@ -132,8 +132,8 @@ pub fn readers(bs: Blobstore, root: &OpenBlob) -> Vec<Reader> {
     readers
 }
 
-/// All open blobs that say that they read through `id`. A walk through all of the store's blobs, for
-/// a message about one that no list has.
+/// All open blobs that name `id` as their parent. Walks through all of the store's blobs, for
+/// a message about one that is in no list.
 pub fn open_readers(bs: Blobstore, id: BlobId) -> Vec<OpenBlob> {
     let next = |page: u32| {
         // SAFETY: the blobstore is loaded and this is its thread (invariants of `Blobstore`).

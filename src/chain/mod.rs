@@ -1,4 +1,4 @@
-//! Who reads through whom: lvols, their blobs, and the family of one.
+//! Which lvol reads through which: lvols, their blobs, and the family of an lvol.
 
 pub mod ancestry;
 pub mod blob;

@@ -1,4 +1,4 @@
-//! Who uses an lvol, as far as SPDK shows it.
+//! Whether an lvol is in use, as far as SPDK shows it.
 
 use std::ffi::{CStr, CString};
 use std::os::raw::{c_int, c_void};
@@ -30,10 +30,10 @@ impl Traffic {
     }
 }
 
-/// What can be seen when it is no longer held open by who looks.
+/// What can be seen once the check itself no longer holds it open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Openers {
-    /// Whether somebody has its bdev open.
+    /// Whether its bdev is open.
     pub is_open: bool,
     /// Whether a bdev module has claimed it, for a bdev on top of it.
     pub is_claimed: bool,

@@ -1,5 +1,5 @@
-//! The device that a blob reads through, `back_bs_dev`: how it is taken away from a blob whose I/O goes
-//! on. The order, and why it is safe, is in `docs/design.md`.
+//! The device that a blob reads through, `back_bs_dev`: how it is removed from a blob while I/O
+//! continues. The order, and why it is safe, is in `docs/design.md`.
 
 use std::os::raw::c_void;
 use std::ptr::NonNull;
@@ -10,9 +10,9 @@ use spdk_sys as sys;
 use crate::chain::blob::OpenBlob;
 use crate::chain::lineage::Listed;
 
-/// SPDK's zeroes device, which backs every thin blob that has no parent. Its address counts
-/// (`blob_backed_with_zeroes_dev`, `lib/blob/zeroes.c`): with another one behind a blob, an unmap
-/// gives no cluster back.
+/// SPDK's zeroes device, which backs every thin blob that has no parent. Its address matters
+/// (`blob_backed_with_zeroes_dev`, `lib/blob/zeroes.c`): if a blob is backed by another device, unmap
+/// releases no cluster.
 ///
 /// # Invariants
 ///
@@ -44,8 +44,8 @@ impl ZeroesDev {
     }
 }
 
-/// Lets no copy-on-write that begins from here on take data through the blob's backing device: it says
-/// of itself what the zeroes device says. Reads go on through it.
+/// Keeps every copy-on-write that starts from here on from taking data through the blob's backing device, which
+/// now answers like the zeroes device. Reads continue through it.
 ///
 /// The functions do the same whichever device they are called with, because SPDK loads `back_bs_dev`
 /// once for a function and once more for its argument.

@@ -1,9 +1,9 @@
-//! Waiting for the I/O of others without holding any back: walks through the channels of a blobstore.
+//! Waiting for other I/O without holding any back: walks through the channels of a blobstore.
 //!
-//! SPDK's threads run what they are sent to its end. So once a function has run on every thread that
-//! does I/O to a blobstore, none of them is in the middle of something that it began before, and
-//! whatever it begins later sees what was stored before the walk: a grace period. I/O that waits for the
-//! device meanwhile has request sets of its channel; a walk notes them, and those that follow look
+//! SPDK's threads run each message to completion. So once a function has run on every thread that
+//! does I/O to a blobstore, none of them is in the middle of something that it started earlier, and
+//! whatever it starts later sees what was stored before the walk: a grace period. I/O that is waiting for the
+//! device holds request sets of its channel; a walk records them, and later walks check
 //! whether they are still there.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::chain::lvol::Lvol;
 use crate::io::channel::Channel;
 use crate::turns;
 
-/// After so long the log says what is waited for.
+/// After this time the log says what is being waited for.
 const LONG: Duration = Duration::from_secs(5);
 
 /// An I/O in flight: its request set, and for whom that is. The pair comes again only if the set was

@@ -1,4 +1,4 @@
-//! The I/O that goes on meanwhile: what a blob reads through, and when nobody is in the middle of it.
+//! The I/O in flight: what a blob reads through, and when no thread is in the middle of using it.
 
 pub mod backing;
 pub mod channel;

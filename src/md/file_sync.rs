@@ -1,4 +1,4 @@
-//! `fsync` of a file that this process has open, on a thread that is no reactor.
+//! `fsync` of a file that this process has open, on a thread that is not a reactor.
 
 use std::fs::{self, File};
 use std::os::fd::{BorrowedFd, RawFd};

@@ -1,8 +1,8 @@
 //! The volatile write cache of the device that a blobstore is on, which SPDK's blobstore never flushes.
 //!
-//! Whether there is one can't be found out: many bdevs say that they have none whatever is below
-//! (`spdk_bdev_has_write_cache`). So whatever can be flushed is, unless the operator says that no device
-//! has a cache, by the environment variable [`SWITCH`]. `docs/operations.md` has a table of the modules.
+//! Whether there is one can't be determined: many bdevs report that they have none, whatever is below
+//! (`spdk_bdev_has_write_cache`). So everything that can be flushed is, unless the operator says that no device
+//! has a cache, with the environment variable [`SWITCH`]. `docs/operations.md` has a table of the modules.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -28,15 +28,15 @@ pub fn is_off() -> bool {
 }
 
 thread_local! {
-    /// Who waits for the next flush of a device. An entry means that a task is at it.
+    /// Waiters for the next flush of a device. An entry means that a task is working on it.
     static WAITERS: RefCell<HashMap<*mut sys::spdk_bs_dev, Vec<oneshot::Sender<c_int>>>> =
         RefCell::default();
     /// The base bdevs of which the log says that they can't be flushed.
     static UNFLUSHABLE: RefCell<HashSet<String>> = RefCell::default();
 }
 
-/// What the device has said was written, is written for good when this is done. One flush serves all
-/// that wait for one when it starts.
+/// When this is done, everything that the device has reported as written is durable. One flush serves all
+/// waiters that are there when it starts.
 pub async fn flush(blob: &OpenBlob) -> Result<(), c_int> {
     if is_off() {
         return Ok(());
@@ -93,7 +93,7 @@ async fn serve(dev: Dev) {
         }
         let rc = dev.flush().await;
         for waiter in waiters {
-            // Who waits never gives up.
+            // Waiters never give up.
             let _ = waiter.send(rc);
         }
     }
@@ -224,7 +224,7 @@ impl BaseBdev {
     fn way(&self) -> Option<Way> {
         // SAFETY: the bdev is open (invariant), by a module with a name.
         let module = unsafe { CStr::from_ptr(sys::spdk_bdev_get_module_name(self.bdev)) };
-        // `bdev_aio_flush` calls fsync on the reactor, which then serves nobody for milliseconds.
+        // `bdev_aio_flush` calls fsync on the reactor, which is then blocked for milliseconds.
         if module == c"aio" {
             return Some(Way::FileSync);
         }

@@ -8,8 +8,8 @@
 //! free ones and a request set, and its status is 0 for a write that failed if another sync was under
 //! way (`blob_persist_complete_cb`, lib/blob/blobstore.c).
 //!
-//! What an earlier sync of SPDK's failed to write is not written by the way: it is not on the device,
-//! whose page is taken as it is, and it is for SPDK's next sync to write it.
+//! What an earlier sync of SPDK's failed to write is not written as a side effect: it is not on the device,
+//! whose page is taken as it is, and it is left to SPDK's next sync to write it.
 
 use std::ffi::CStr;
 use std::ops::Range;
@@ -99,7 +99,7 @@ async fn find_on_device(blob: &OpenBlob) -> Result<Option<Found>, Unreadable> {
 
 async fn erase_on_device(blob: &OpenBlob) -> Result<(), WriteError> {
     let Some(Found { mut page, sequence_num, descriptor }) = find_on_device(blob).await? else {
-        // It is written already, but nobody knew: its flush and the old page's write failed.
+        // It has been written already, unnoticed: its flush and the write of the old page failed.
         return flush(blob).await.map_err(WriteError::Unknown);
     };
     let old = page.bytes();
@@ -205,7 +205,7 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Starts to write the blob's metadata, if somebody waits for that. False if it must be tried again.
+/// Starts to write the blob's metadata, if anything waits for that. False if it must be tried again.
 fn start_pending(blob: &OpenBlob) -> bool {
     unsafe extern "C" fn ignore(_: *mut c_void, _: c_int) {}
     let raw = blob.as_ptr();

@@ -1,4 +1,4 @@
-//! What is on the device: one metadata page, and how it gets out of the device's cache.
+//! What is on the device: one metadata page, and how it is flushed out of the device's cache.
 
 pub mod file_sync;
 pub mod flush;

@@ -1,6 +1,6 @@
-//! Whether what a deleted lvol had is gone. SPDK doesn't zero the new clusters of a thin lvol without a
-//! parent: it unmaps those of an lvol that is deleted, if the base bdev can. `docs/operations.md` has
-//! what follows.
+//! Whether the data of deleted lvols is gone. SPDK doesn't zero the new clusters of a thin lvol without a
+//! parent: it unmaps the clusters of an lvol that is deleted, if the base bdev can. `docs/operations.md` describes
+//! the consequences.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -29,8 +29,8 @@ pub fn base_without_unmap(blob: &OpenBlob) -> Option<String> {
     }
 }
 
-/// Says in the log, once for each base bdev, that `name`, which is being detached, may come to show
-/// what was deleted.
+/// Logs, once for each base bdev, that `name`, which is being detached, may expose
+/// deleted data.
 pub fn warn(blob: &OpenBlob, name: &str) {
     let Some(bdev) = base_without_unmap(blob) else { return };
     if SAID.with_borrow_mut(|said| said.insert(bdev.clone())) {

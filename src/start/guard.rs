@@ -1,9 +1,9 @@
 //! The guard against the wrong SPDK.
 //!
 //! The layouts of SPDK's private structs change between releases without a change of soname, and
-//! what is built for one would write to the wrong places of another. So before the method is
-//! registered, each private field that the extension uses is looked at in a lvstore in memory,
-//! where its value is known; then a detach is played there, and looked at as well.
+//! an extension built for one would write to the wrong places of another. So before the method is
+//! registered, each private field that the extension uses is checked in an lvstore in memory,
+//! where its value is known; then a detach is performed there, and checked as well.
 //!
 //! A field at the wrong place may hold anything. Numbers and addresses are compared first, and a
 //! pointer is followed only after its neighbours have been found right. An empty `TAILQ` helps: it
@@ -25,7 +25,7 @@ use crate::md::page::MdPage;
 use crate::start::memory_dev::BLOCK_LEN;
 use crate::start::scratch::{CLUSTER_LEN, Scratch};
 
-/// Proves that the layouts fit the SPDK that runs. Gives its zeroes device, which is found on the
+/// Verifies that the layouts fit the running SPDK. Returns its zeroes device, which is found on the
 /// way. The current thread must be an SPDK thread.
 pub async fn prove() -> Result<ZeroesDev> {
     let scratch = Scratch::create().await?;
@@ -40,7 +40,7 @@ async fn prove_on(scratch: &Scratch) -> Result<ZeroesDev> {
     let lvol = scratch.create_lvol(c"lvol").await?;
     // SAFETY: the lvol was just made, and is open until the lvstore is destroyed.
     let blob = unsafe { check_lvol(scratch, lvol)? };
-    // SAFETY: as above; a lvol's id is the one that its blob says.
+    // SAFETY: as above; an lvol's id is the one that its blob says.
     let blob = bs.open(unsafe { sys::spdk_blob_get_id(blob) }).await?;
     // SAFETY: the lvol is open, and the fields around its id were found right.
     unsafe { check_unique_id(lvol, &blob)? };

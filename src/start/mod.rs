@@ -1,4 +1,4 @@
-//! What happens once, when the target starts: the proof that it is the SPDK that this is built for.
+//! What happens once, when the target starts: verifying that it is the SPDK that this was built for.
 
 pub mod guard;
 pub mod memory_dev;

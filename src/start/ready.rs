@@ -1,4 +1,4 @@
-//! Whether operations may begin: the guard has passed, and this is their thread.
+//! Whether operations may start: the guard has passed, and this is their thread.
 
 use std::sync::OnceLock;
 

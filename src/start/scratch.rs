@@ -1,5 +1,5 @@
-//! A lvstore in memory, made when the target starts: [`crate::start::guard`] looks at what SPDK does there
-//! before anything of it is relied on.
+//! An lvstore in memory, made when the target starts: [`crate::start::guard`] checks what SPDK does there
+//! before anything relies on it.
 
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -18,7 +18,7 @@ use crate::start::memory_dev::{self, Image};
 pub const CLUSTER_LEN: u32 = 32 * 1024;
 const NUM_CLUSTERS: usize = 32;
 
-/// A lvstore in memory.
+/// An lvstore in memory.
 ///
 /// # Invariants
 ///
@@ -64,7 +64,7 @@ impl Scratch {
             }
         }
         let (lvs, rc) = done.await.unwrap_or((ptr::null_mut(), -libc::ECANCELED));
-        check(rc, || "could not make a lvstore in memory".to_owned())?;
+        check(rc, || "could not make an lvstore in memory".to_owned())?;
         Ok(Scratch { lvs, dev, name, image, lvols: RefCell::default() })
     }
 
@@ -111,7 +111,7 @@ impl Scratch {
         self.opened(done.await)
     }
 
-    /// A snapshot of a lvol.
+    /// A snapshot of an lvol.
     ///
     /// # Safety
     ///
@@ -138,10 +138,10 @@ impl Scratch {
             let rc =
                 status(|ctx| unsafe { sys::spdk_lvol_close(lvol, Some(status_callback), ctx) })
                     .await;
-            check(rc, || "could not close a lvol in memory".to_owned())?;
+            check(rc, || "could not close an lvol in memory".to_owned())?;
         }
         // SAFETY: the lvstore is loaded (invariant), and the value is gone. It calls back also if
-        // it fails, but for want of memory.
+        // it fails, except for lack of memory.
         let rc = status(|ctx| unsafe {
             sys::spdk_lvs_unload(self.lvs, Some(status_callback), ctx);
         })
@@ -151,7 +151,7 @@ impl Scratch {
 
     fn opened(&self, outcome: Option<(*mut sys::spdk_lvol, c_int)>) -> Result<*mut sys::spdk_lvol> {
         let (lvol, rc) = outcome.unwrap_or((ptr::null_mut(), -libc::ECANCELED));
-        check(rc, || "could not make a lvol in memory".to_owned())?;
+        check(rc, || "could not make an lvol in memory".to_owned())?;
         self.lvols.borrow_mut().push(lvol);
         Ok(lvol)
     }

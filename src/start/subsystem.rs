@@ -16,7 +16,7 @@ use crate::turns;
 #[unsafe(no_mangle)]
 extern "C" fn lvol_detach_init() {
     log::init();
-    // SAFETY: subsystems start on the thread that serves RPCs, and what a lvstore in memory
+    // SAFETY: subsystems start on the thread that serves RPCs, and what an lvstore in memory
     // has to report it reports there.
     unsafe {
         task::spawn(async {

@@ -1,4 +1,4 @@
-//! Which SPDK this is built for, and which one runs.
+//! Which SPDK this was built for, and which one is running.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::slice;

@@ -1,4 +1,4 @@
-//! An outside client for a lvol's data: qemu-io over the target's own iSCSI.
+//! An outside client for an lvol's data: qemu-io over the target's own iSCSI.
 
 use std::io::{Seek, Write};
 use std::net::TcpListener;
@@ -11,7 +11,7 @@ use super::target::Target;
 
 const IQN: &str = "iqn.2016-06.io.spdk";
 
-/// A lvol, or any bdev, that is exposed through iSCSI until this is dropped.
+/// An lvol, or any bdev, that is exposed through iSCSI until this is dropped.
 #[derive(Debug)]
 pub struct Export<'a> {
     node: Node<'a>,
@@ -38,7 +38,7 @@ struct Node<'a> {
 }
 
 impl Target {
-    /// Exposes a lvol, for reading only if it is a snapshot.
+    /// Exposes an lvol, for reading only if it is a snapshot.
     #[track_caller]
     pub fn export(&self, alias: &str) -> Export<'_> {
         let Some(bdev) = self.bdev(alias) else {
@@ -88,13 +88,13 @@ impl Target {
         Node { target: self, port, iqn: format!("{IQN}:{name}"), outlives_this: false }
     }
 
-    /// Writes to a lvol: each of these clusters is filled with its byte.
+    /// Writes to an lvol: each of these clusters is filled with its byte.
     #[track_caller]
     pub fn write(&self, alias: &str, clusters: &[(u64, u8)]) {
         self.export(alias).write(clusters);
     }
 
-    /// Checks every byte of a lvol: there is one byte for each of its clusters, which must be full
+    /// Checks every byte of an lvol: there is one byte for each of its clusters, which must be full
     /// of it.
     #[track_caller]
     pub fn expect_data(&self, alias: &str, clusters: &[u8]) {
@@ -108,7 +108,7 @@ impl Target {
         }
     }
 
-    /// Unmaps clusters of a lvol, each with a request of its own.
+    /// Unmaps clusters of an lvol, each with a request of its own.
     #[track_caller]
     pub fn unmap(&self, alias: &str, clusters: &[u64]) {
         self.export(alias).unmap(clusters);

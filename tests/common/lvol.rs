@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::target::Target;
 
-/// What the target says of a lvol.
+/// What the target says of an lvol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lvol {
     pub uuid: String,
@@ -27,7 +27,7 @@ pub struct Lvol {
 }
 
 impl Lvol {
-    /// `None` if the bdev is no lvol.
+    /// `None` if the bdev is not an lvol.
     fn from_bdev(bdev: &Value) -> Option<Lvol> {
         let lvol = bdev["driver_specific"].get("lvol")?;
         let strings = |list: &Value| -> Vec<String> {
@@ -54,13 +54,13 @@ impl Lvol {
 
 fn split(alias: &str) -> (&str, &str) {
     let Some(names) = alias.split_once('/') else {
-        panic!("{alias} is no alias of a lvol, `lvs/lvol`");
+        panic!("{alias} is no alias of an lvol, `lvs/lvol`");
     };
     names
 }
 
 impl Target {
-    /// What the target says of a lvol, which must be there.
+    /// What the target says of an lvol, which must be there.
     #[track_caller]
     pub fn lvol(&self, alias: &str) -> Lvol {
         let lvol = self.bdev(alias).as_ref().and_then(Lvol::from_bdev);
@@ -109,7 +109,7 @@ impl Target {
         );
     }
 
-    /// Makes a snapshot of a lvol, and that its clone.
+    /// Makes a snapshot of an lvol, and that its clone.
     #[track_caller]
     pub fn snapshot(&self, alias: &str, snapshot: &str) {
         let (_, name) = split(snapshot);

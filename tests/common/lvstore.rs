@@ -146,7 +146,7 @@ impl Target {
         self.disks.push(disk);
     }
 
-    /// The bdevs of an lvstore, or of the lvstore of a lvol.
+    /// The bdevs of an lvstore, or of the lvstore of an lvol.
     #[track_caller]
     fn disk(&self, name: &str) -> &Disk {
         let lvstore = name.split('/').next().unwrap_or(name);
@@ -168,7 +168,7 @@ impl Target {
         self.disk(lvstore).base_bdev()
     }
 
-    /// The cluster size of a lvol's lvstore. Other bdevs are taken to have clusters of 1 MiB.
+    /// The cluster size of an lvol's lvstore. Other bdevs are taken to have clusters of 1 MiB.
     pub fn cluster_size(&self, bdev: &str) -> u64 {
         let disk = bdev.split_once('/').map(|_| self.disk(bdev));
         disk.map_or(MIB, |disk| disk.options.cluster_size)
@@ -240,7 +240,7 @@ impl Target {
         }
     }
 
-    /// A bdev in memory, of this many MiB, that is no lvol.
+    /// A bdev in memory, of this many MiB, that is not an lvol.
     #[track_caller]
     pub fn create_malloc(&self, name: &str, size_mib: u64) {
         self.must(

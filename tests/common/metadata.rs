@@ -36,7 +36,7 @@ pub fn read(file: &Path, uuid: &str) -> Metadata {
     find(file, uuid).1
 }
 
-/// Gives a lvol one more xattr. The target must not run.
+/// Gives an lvol one more xattr. The target must not run.
 pub fn add_xattr(file: &Path, uuid: &str, name: &str, value: &[u8]) {
     let (offset, _, mut page) = find(file, uuid);
     let mut content = Vec::new();
@@ -54,7 +54,7 @@ pub fn add_xattr(file: &Path, uuid: &str, name: &str, value: &[u8]) {
     write(file, offset, page);
 }
 
-/// Gives an xattr of a lvol another name, of the same length. The target must not run.
+/// Gives an xattr of an lvol another name, of the same length. The target must not run.
 pub fn rename_xattr(file: &Path, uuid: &str, name: &str, other: &str) {
     assert_eq!(name.len(), other.len(), "the new name of the xattr must fit the place of the old");
     let (offset, _, mut page) = find(file, uuid);

@@ -233,7 +233,7 @@ impl Target {
         self.rpc.connect().expect("a running target takes connections")
     }
 
-    /// Detaches a lvol, which must succeed.
+    /// Detaches an lvol, which must succeed.
     #[track_caller]
     pub fn detach(&self, lvol: &str) {
         let result = self.must("bdev_lvol_detach_parent", json!({"name": lvol}));

@@ -178,7 +178,7 @@ impl Model {
     /// Whether nobody lets `other` be under way while a blob is detached.
     fn rules_out(&self, blob: Name, other: &Op<Name>) -> bool {
         match *other {
-            // The I/O of all that read through a lvol is held back while it is detached.
+            // The I/O of all that read through an lvol is held back while it is detached.
             Op::Write { blob: other, .. }
             | Op::Touch { blob: other, .. }
             | Op::Unmap { blob: other, .. }

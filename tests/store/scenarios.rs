@@ -21,7 +21,7 @@ pub enum Op {
     /// Fills a cluster with one byte.
     Write(Name, u64, u8),
     Unmap(Name, u64),
-    /// Sets an xattr of so many bytes, and writes the metadata. A rename of a lvol is no more.
+    /// Sets an xattr of so many bytes, and writes the metadata. A rename of an lvol is no more.
     SetXattr(Name, &'static str, usize),
     Resize(Name, u64),
     /// Makes a snapshot of the first; the second is what to call it.
@@ -92,7 +92,7 @@ pub const THREE_PAGES: &[Op] = &[
 /// comes after that.
 pub const TWO_PAGES: &[Op] = &[Op::SetXattr("vol", "a", 4000)];
 
-/// The last cluster of a lvol that is longer than its parent, where SPDK can read such a lvol.
+/// The last cluster of an lvol that is longer than its parent, where SPDK can read such an lvol.
 const LAST: u64 = if cfg!(spdk_reads_beyond_parent) { 8 } else { 5 };
 
 pub const SCENARIOS: &[Scenario] = &[

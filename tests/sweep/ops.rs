@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::client::Call;
 
-/// The size of a lvol.
+/// The size of an lvol.
 pub const SIZE_MIB: u64 = 2;
 
 /// What an operation is.
@@ -24,7 +24,7 @@ pub enum Kind {
 pub struct Op {
     pub name: &'static str,
     pub kind: Kind,
-    /// The lvols that are detached afterwards, each from a lvstore of its own.
+    /// The lvols that are detached afterwards, each from an lvstore of its own.
     pub detached: &'static [&'static str],
 }
 

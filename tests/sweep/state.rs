@@ -84,7 +84,7 @@ fn lvol(lvol: &Value) -> Option<(Id, Lvol)> {
     ))
 }
 
-/// The RPC that reads a lvol.
+/// The RPC that reads an lvol.
 pub fn reading(alias: String) -> (&'static str, Value) {
     ("sweep_read", json!({"name": alias, "cluster_size": CLUSTER}))
 }
@@ -109,7 +109,7 @@ impl State {
         self.lvols.iter().find(|(_, lvol)| is_it(lvol)).map(|(&id, _)| id)
     }
 
-    /// Whether a lvol has a parent in the store.
+    /// Whether an lvol has a parent in the store.
     pub fn has_parent(&self, id: Id) -> bool {
         self.lvols.get(&id).is_some_and(|lvol| lvol.parent != NO_ID && !lvol.external)
     }
@@ -128,7 +128,7 @@ impl State {
         }
     }
 
-    /// What must be there when a lvol of this state has been detached.
+    /// What must be there when an lvol of this state has been detached.
     pub fn without_parent_of(&self, detached: Id) -> State {
         let mut state = self.clone();
         let Some(lvol) = state.lvols.get_mut(&detached) else { return state };
@@ -146,7 +146,7 @@ impl State {
         state
     }
 
-    /// What a lvol holds when `detached` has no parent; `None` if it doesn't read through that.
+    /// What an lvol holds when `detached` has no parent; `None` if it doesn't read through that.
     fn content_without(
         &self,
         id: Id,

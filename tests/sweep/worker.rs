@@ -102,7 +102,7 @@ impl Detached {
         }
         let mut after = after.clone();
         if self.done.iter().any(|id| !before.lvols.contains_key(id)) {
-            // Without its parent a lvol may come up that SPDK alone can't load.
+            // Without its parent an lvol may come up that SPDK alone can't load.
             after.lvols.retain(|id, _| before.lvols.contains_key(id));
             after.free_clusters = before.free_clusters;
         }
@@ -423,7 +423,7 @@ impl Worker {
         (Images { crash, unload: Some(image.to_owned()) }, Ok(()))
     }
 
-    /// Detaches the operation's lvols, each after the operation on a lvstore of its own; and all that have a parent, one after the other.
+    /// Detaches the operation's lvols, each after the operation on an lvstore of its own; and all that have a parent, one after the other.
     fn detach_each(&mut self, op: &Op, control: &Control) -> Vec<Detached> {
         let found = op.detached.iter().filter_map(|name| control.memory.find(name));
         let mut turns: Vec<Vec<Id>> = found.map(|id| vec![id]).collect();

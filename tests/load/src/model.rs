@@ -1,4 +1,4 @@
-//! What each block of a lvol may read as.
+//! What each block of an lvol may read as.
 //!
 //! A block that was written is full of one word, which says by whom, where and when it was written;
 //! 0 is a block of zeroes. Reads and writes of one load never overlap on a block, as nothing says
@@ -7,7 +7,7 @@
 //! zeroes while the detach is under way, and only as zeroes after it.
 //!
 //! Who owns a cluster is told by its level: a load writes at a level, which rises with each
-//! snapshot of its lvol, and a lvol that is detached at level N keeps the clusters of level N and
+//! snapshot of its lvol, and an lvol that is detached at level N keeps the clusters of level N and
 //! above.
 
 use std::ops::Range;
@@ -69,7 +69,7 @@ struct Cluster {
     writers: u32,
 }
 
-/// What a lvol reads as when it is made, as snapshot or as clone.
+/// What an lvol reads as when it is made, as snapshot or as clone.
 #[derive(Clone)]
 pub struct Image {
     blocks: Vec<(u64, bool)>,

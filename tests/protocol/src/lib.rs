@@ -1,5 +1,5 @@
-//! A model of what a detach does in memory and of the I/O that goes on meanwhile, explored in every
-//! interleaving. It holds nobody's I/O, so this is where its safety is shown.
+//! A model of what a detach does in memory and of the I/O that runs meanwhile, explored in every
+//! interleaving. A detach holds back no I/O, so this is where its safety is demonstrated.
 //!
 //! An SPDK thread runs each event to its end, but what the event loads is loaded one after the other,
 //! while the detach stores on the metadata thread. So each of these loads is a step of its own, and
