@@ -4,7 +4,7 @@ import matplotlib
 from matplotlib import pyplot
 
 from .pause import NO_CHANGE
-from .samples import spread
+from .samples import in_target, spread
 from .target import STEPS
 
 COLOURS = {
@@ -15,11 +15,14 @@ COLOURS = {
     'spdk_get_version': 'C7',
     NO_CHANGE: 'C7',
 }
+# What a detach by itself takes, in the charts of growth.
+IN_TARGET = 'one detach, in the target'
+COLOURS[IN_TARGET] = 'C2'
 # Which of the writers the charts show, for the lvol that is changed.
 PAUSED = (('lvol', 'lvol'), ('snap', 'clone'), ('lvol', 'neighbour'))
 LINES = {'extension': '-', 'baseline': '--'}
 # So that a line hidden under another one is visible.
-MARKERS = {'bdev_lvol_detach_parent': 'o', 'bdev_lvol_set_parent': 'x'}
+MARKERS = {'bdev_lvol_detach_parent': 'o', 'bdev_lvol_set_parent': 'x', IN_TARGET: '^'}
 POINTS = 100
 
 
@@ -41,13 +44,29 @@ def draw(results, folder):
 
 
 def draw_methods(entries, folder):
+    """Bars, as lines of methods that cost the same would hide each other."""
+    parents = list(dict.fromkeys(e['parent_mib'] for e in entries))
+    bars = list(dict.fromkeys((e['target'], e['method']) for e in entries))
+    width = 0.8 / len(bars)
     for figure, label in (('bytes_written', 'bytes written'), ('wall_ms', 'wall time, ms')):
         chart, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
-        for target, method in dict.fromkeys((e['target'], e['method']) for e in entries):
+        for number, (target, method) in enumerate(bars):
             lines = [e for e in entries if (e['target'], e['method']) == (target, method)]
             samples = [[sample[figure] for sample in e['samples']] for e in lines]
-            line(axes, target, method, [e['parent_mib'] for e in lines], samples)
-        axes.set(xscale='log', yscale='log', xlabel='clusters of the parent, MiB', ylabel=label)
+            low, middle, high = zip(*map(spread, samples), strict=True)
+            axes.bar(
+                [index - 0.4 + (number + 0.5) * width for index in range(len(parents))],
+                middle,
+                width,
+                yerr=errors(low, middle, high),
+                ecolor='grey',
+                color=COLOURS[method],
+                alpha=1 if target == 'extension' else 0.5,
+                label=f'{method} ({target})',
+            )
+        axes.set(yscale='log', xlabel='clusters of the parent', ylabel=label)
+        axes.set_xticks(range(len(parents)), [size(mib) for mib in parents])
+        axes.grid(visible=False, axis='x')
         save(chart, axes, folder / f'methods-{figure}.svg')
 
 
@@ -55,11 +74,27 @@ def draw_growth(name, entries, folder):
     chart, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     for target in dict.fromkeys(e['target'] for e in entries):
         lines = [e for e in entries if e['target'] == target]
+        points = [e['at'] for e in lines]
         for method in lines[0]['us_each']:
-            samples = [e['us_each'][method] for e in lines]
-            line(axes, target, method, [e['at'] for e in lines], samples)
-    axes.set(xscale='log', yscale='log', xlabel=entries[0]['unit'], ylabel='us each, pipelined')
+            line(axes, target, method, points, [e['us_each'][method] for e in lines])
+        alone = [[in_target(sample) for sample in e['alone'] if sample['steps_us']] for e in lines]
+        if all(alone):
+            line(axes, target, IN_TARGET, points, alone)
+    unit = entries[0]['unit']
+    axes.set(xscale='log', yscale='log', ylabel='us, pipelined unless it says otherwise')
+    points = list(dict.fromkeys(e['at'] for e in entries))
+    in_mib = unit.startswith('MiB ')
+    axes.set_xticks(points, [size(at) if in_mib else f'{at:,}' for at in points])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel=f'size {unit.removeprefix("MiB ")}' if in_mib else unit)
     save(chart, axes, folder / f'{name}.svg')
+
+
+def size(mib):
+    """As a person reads it."""
+    units = ('MiB', 'GiB', 'TiB')
+    power = (mib.bit_length() - 1) // 10
+    return f'{mib >> 10 * power} {units[power]}'
 
 
 def draw_throughput(entries, folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 from scipy.stats import ks_2samp
 
 from .pause import NO_CHANGE
-from .samples import quantile, spread
+from .samples import in_target, quantile, spread
 
 TEMPLATE = Path(__file__).parent / 'page.md'
 NOT_MEASURED = '(not measured in this run)'
@@ -149,7 +149,7 @@ def growth(name, entries):
     rows = []
     for entry in entries:
         each, alone = entry['us_each'], entry['alone']
-        totals = [sum(sample['steps_us'].values()) for sample in alone if sample['steps_us']]
+        totals = [in_target(sample) for sample in alone if sample['steps_us']]
         rows.append(
             [entry['at'], entry['target'], *map(cell, each.values()), cell(totals)]
             + [
