@@ -17,6 +17,8 @@
 #ifndef SPDK_LVOL_DETACH_H
 #define SPDK_LVOL_DETACH_H
 
+#include <stdbool.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -78,6 +80,38 @@ typedef void (*lvol_detach_op_complete)(void *cb_arg, int lvolerrno);
  * \param cb_arg Completion callback custom arguments
  */
 void lvol_detach_from_parent(struct spdk_lvol *lvol, lvol_detach_op_complete cb_fn, void *cb_arg);
+
+/**
+ * Callback definition for a check.
+ *
+ * \param cb_arg Custom arguments
+ * \param json The result of the JSON-RPC method bdev_lvol_check_detach_parent, an object, as text that ends with
+ * a NUL. It is valid until the callback returns. NULL after an error.
+ * \param lvolerrno 0 on success, or negative errno
+ */
+typedef void (*lvol_detach_check_complete)(void *cb_arg, const char *json, int lvolerrno);
+
+/**
+ * Say what lvol_detach_from_parent() would do to an lvol, and change nothing.
+ *
+ * The result says what the lvol and everything that reads through it would lose, whether a detach would be done or
+ * with which error it would be refused ("refusal"), and whether it could be undone. docs/jsonrpc.md describes it.
+ *
+ * cb_fn is called as for lvol_detach_from_parent(), and lvol is accessed in the same way. An lvol of the chain that
+ * is deleted meanwhile is deleted when the check is done with it.
+ *
+ * lvolerrno is 0, also if a detach would be refused, or
+ * -ENOTSUP, -EPERM, -ENODEV, -ESHUTDOWN or -ENOMEM as for lvol_detach_from_parent();
+ * -EINVAL if lvol is NULL;
+ * -EBUSY if the chain has changed each time that it was looked at.
+ *
+ * \param lvol Handle to the lvol, as provided by SPDK
+ * \param ranges Whether the result has which clusters would be lost
+ * \param cb_fn Completion callback. Without one nothing is done.
+ * \param cb_arg Completion callback custom arguments
+ */
+void lvol_detach_check(struct spdk_lvol *lvol, bool ranges, lvol_detach_check_complete cb_fn,
+		       void *cb_arg);
 
 /**
  * Get the version of the library that is linked or loaded. Any thread may call it, at any time.

@@ -1,6 +1,7 @@
 //! The result of `bdev_lvol_check_detach_parent`. `docs/jsonrpc.md` describes it.
 
-use crate::base::json::Json;
+use crate::base::error::Result;
+use crate::base::json::{Json, Text};
 use crate::base::task::Slices;
 use crate::chain::ancestry::End;
 use crate::chain::clusters::Ranges;
@@ -9,6 +10,13 @@ use crate::detach::Named;
 
 /// How many ranges are written before the clock is checked.
 const AT_ONCE: usize = 64;
+
+/// What was found, as a text.
+pub async fn text(findings: &Findings, with_ranges: bool) -> Result<String> {
+    let text = Text::begin()?;
+    write(findings, with_ranges, &text.json()).await;
+    text.end()
+}
 
 /// Writes what was found, in slices: an answer may have a thousand lvols and many ranges.
 pub async fn write(findings: &Findings, with_ranges: bool, json: &Json) {

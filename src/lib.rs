@@ -54,7 +54,7 @@ mod turns;
 #[doc(no_inline)]
 pub use spdk_sys::spdk_lvol;
 
-pub use api::{detach_parent, detach_parent_of};
+pub use api::{check_detach_parent, check_detach_parent_of, detach_parent, detach_parent_of};
 pub use base::error::Error;
 pub use base::task::spawn;
 

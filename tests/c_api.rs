@@ -27,7 +27,11 @@ fn run(command: &mut Command) -> String {
 /// The functions that the header declares.
 fn declared() -> BTreeSet<String> {
     let header = fs::read_to_string(HEADER).unwrap();
-    let names = header.lines().filter(|line| line.ends_with(");") && !line.starts_with("typedef"));
+    // Each begins a line, with its type.
+    let is_declaration = |line: &&str| {
+        line.starts_with(char::is_alphabetic) && line.contains('(') && !line.starts_with("typedef")
+    };
+    let names = header.lines().filter(is_declaration);
     let name = |line: &str| {
         let (before, _) = line.split_once('(').unwrap();
         before.rsplit([' ', '*']).next().unwrap().to_owned()
@@ -81,7 +85,7 @@ fn the_header_is_of_this_version_and_names_each_error() {
 #[test]
 fn both_libraries_have_what_the_header_declares() {
     let declared = declared();
-    assert!(declared.contains("lvol_detach_from_parent"), "{declared:?}");
+    assert_eq!(declared.len(), 3, "{declared:?}");
     for (file, kind) in [("libspdk_lvol_detach.so", "-D"), ("libspdk_lvol_detach.a", "-A")] {
         let symbols = run(Command::new("nm").arg("--defined-only").arg(kind).arg(built(file)));
         for name in &declared {
@@ -132,13 +136,12 @@ fn run_example(is_static: bool) {
     detach.args(["--no-huge", "-s", "1024", "--no-pci", "--disable-cpumask-locks"]);
     let said = run(detach.arg("-c").arg(examples.join("chain.json")));
     let version = env!("CARGO_PKG_VERSION");
-    assert_eq!(
-        said,
-        format!(
-            "spdk_lvol_detach {version}: lvs/snap has 1 clones\n\
-             lvs/vol is detached: lvs/snap has 0 clones\n"
-        )
-    );
+    let lines: Vec<_> = said.lines().collect();
+    let [before, found, after] = lines[..] else { panic!("{said}") };
+    assert_eq!(before, format!("spdk_lvol_detach {version}: lvs/snap has 1 clones"));
+    let found: Value = serde_json::from_str(found).unwrap();
+    assert_eq!((&found["name"], &found["refusal"]), (&json!("lvs/vol"), &Value::Null));
+    assert_eq!(after, "lvs/vol is detached: lvs/snap has 0 clones");
 }
 
 #[test]
@@ -221,6 +224,30 @@ fn what_is_called_wrongly_is_refused_and_changes_nothing() {
     }
     assert_eq!(target.parent("lvs/vol").as_deref(), Some("snap"));
     assert_eq!(call(&target, "vol", "app thread", 1), json!([0]));
+    target.stop();
+}
+
+#[test]
+fn a_check_says_what_the_method_says() {
+    let (mut target, _folder) = start();
+    let call = |lvol: &str, from: &str, with_ranges: bool| {
+        let times = u32::from(with_ranges);
+        let params = json!({"lvs": "lvs", "lvol": lvol, "from": from, "times": times});
+        target.call("call_check", params)
+    };
+    for with_ranges in [false, true] {
+        let params = json!({"name": "lvs/vol", "ranges": with_ranges});
+        let said = target.must("bdev_lvol_check_detach_parent", params);
+        assert_eq!(call("vol", "app thread", with_ranges).unwrap(), said);
+        assert_eq!(said.get("lost_ranges").is_some(), with_ranges);
+    }
+    let code = |lvol: &str, from: &str| call(lvol, from, false).unwrap_err().code;
+    assert_eq!(code("vol", "another SPDK thread"), i64::from(EPERM));
+    assert_eq!(code("none", "app thread"), i64::from(EINVAL));
+    assert_eq!(target.parent("lvs/vol").as_deref(), Some("snap"));
+    // A refusal is what it finds, and no error.
+    target.detach("lvs/vol");
+    assert_eq!(call("vol", "app thread", false).unwrap()["refusal"]["code"], EINVAL);
     target.stop();
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * Gives the target that loads it an RPC which calls lvol_detach_from_parent, found as a plugin would find it,
- * and says what the callback was given.
+ * Gives the target that loads it RPCs which call lvol_detach_from_parent and lvol_detach_check, found as a plugin
+ * would find them, and say what the callbacks were given.
  */
 
 #include "spdk/stdinc.h"
@@ -201,6 +201,85 @@ rpc_call_without_callback(struct spdk_jsonrpc_request *request, const struct spd
 	spdk_jsonrpc_send_bool_response(request, true);
 }
 SPDK_RPC_REGISTER("call_without_callback", rpc_call_without_callback, SPDK_RPC_RUNTIME)
+
+typedef void (*check_fn)(struct spdk_lvol *, bool, lvol_detach_check_complete, void *);
+
+/* A check, and whom to answer. It is gone when it is answered: a second callback would be for nothing. */
+struct check {
+	struct spdk_jsonrpc_request *request;
+	struct spdk_lvol *lvol;
+	struct spdk_thread *thread;
+	bool ranges;
+};
+
+static void
+checked(void *cb_arg, const char *json, int lvolerrno)
+{
+	struct check *check = cb_arg;
+	struct spdk_json_write_ctx *w;
+
+	if (spdk_get_thread() != check->thread) {
+		spdk_jsonrpc_send_error_response(check->request, WRONG_THREAD, "another thread");
+	} else if (lvolerrno != 0) {
+		spdk_jsonrpc_send_error_response(check->request, lvolerrno, json ? json : "no text");
+	} else {
+		w = spdk_jsonrpc_begin_result(check->request);
+		spdk_json_write_val_raw(w, json, strlen(json));
+		spdk_jsonrpc_end_result(check->request, w);
+	}
+	free(check);
+}
+
+static void
+call_check(void *arg)
+{
+	struct check *check = arg;
+	check_fn function = (check_fn)dlsym(RTLD_DEFAULT, "lvol_detach_check");
+
+	check->thread = spdk_get_thread();
+	function(check->lvol, check->ranges, checked, check);
+}
+
+static void
+call_check_and_exit(void *arg)
+{
+	call_check(arg);
+	spdk_thread_exit(spdk_get_thread());
+}
+
+static const struct spdk_json_object_decoder g_check_decoders[] = {
+	{"lvs", offsetof(struct params, lvs), spdk_json_decode_string},
+	{"lvol", offsetof(struct params, lvol), spdk_json_decode_string},
+	{"from", offsetof(struct params, from), spdk_json_decode_string},
+	{"times", offsetof(struct params, times), spdk_json_decode_uint32},
+};
+
+/* `times` is 1 for a check with ranges. */
+static void
+rpc_call_check(struct spdk_jsonrpc_request *request, const struct spdk_json_val *json)
+{
+	struct params params = {};
+	struct check *check = calloc(1, sizeof(*check));
+
+	if (check == NULL || spdk_json_decode_object(json, g_check_decoders,
+			SPDK_COUNTOF(g_check_decoders), &params) != 0) {
+		spdk_jsonrpc_send_error_response(request, SPDK_JSONRPC_ERROR_INVALID_PARAMS, "params");
+		free(check);
+		return;
+	}
+	check->request = request;
+	check->lvol = spdk_lvol_get_by_names(params.lvs, params.lvol);
+	check->ranges = params.times == 1;
+	if (strcmp(params.from, "app thread") == 0) {
+		call_check(check);
+	} else {
+		spdk_thread_send_msg(spdk_thread_create("another", NULL), call_check_and_exit, check);
+	}
+	free(params.lvs);
+	free(params.lvol);
+	free(params.from);
+}
+SPDK_RPC_REGISTER("call_check", rpc_call_check, SPDK_RPC_RUNTIME)
 
 /* What came of the call before the target had started. */
 static void

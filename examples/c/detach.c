@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /*
- * An SPDK application of its own that detaches the lvol lvs/vol from its parent snapshot lvs/snap. SPDK makes
- * both from the configuration, on a malloc bdev. The Makefile beside it says how it is linked.
+ * An SPDK application of its own that detaches the lvol lvs/vol from its parent snapshot lvs/snap, and says
+ * before what that would do. SPDK makes both from the configuration, on a malloc bdev. The Makefile beside it says how it is linked.
  *
  *	make SPDK_ROOT_DIR=/path/to/spdk
  *	./detach --no-huge -s 1024 --no-pci -c ../chain.json
@@ -53,6 +53,21 @@ detached(void *cb_arg, int lvolerrno)
 }
 
 static void
+checked(void *cb_arg, const char *json, int lvolerrno)
+{
+	struct spdk_lvol *lvol = cb_arg;
+
+	if (lvolerrno != 0) {
+		fprintf(stderr, "lvs/vol could not be checked: %s\n", spdk_strerror(-lvolerrno));
+		spdk_app_stop(1);
+		return;
+	}
+	/* For a program of its own to parse; see "refusal" and "num_lost_clusters". */
+	printf("%s\n", json);
+	lvol_detach_from_parent(lvol, detached, NULL);
+}
+
+static void
 started(void *ctx)
 {
 	struct spdk_lvol *lvol = spdk_lvol_get_by_names("lvs", "vol");
@@ -63,7 +78,7 @@ started(void *ctx)
 		return;
 	}
 	printf("spdk_lvol_detach %s: lvs/snap has %d clones\n", lvol_detach_version(), count_clones());
-	lvol_detach_from_parent(lvol, detached, NULL);
+	lvol_detach_check(lvol, false, checked, lvol);
 }
 
 int

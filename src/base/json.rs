@@ -1,6 +1,10 @@
 //! Writing JSON by SPDK's own writer.
 
+use std::ffi::{c_int, c_void};
+
 use spdk_sys as sys;
+
+use crate::base::error::{Error, Result};
 
 /// Where JSON is written to.
 ///
@@ -82,4 +86,72 @@ impl Json {
         // SAFETY: as above.
         unsafe { sys::spdk_json_write_array_end(self.0) };
     }
+}
+
+/// A text that is being written.
+///
+/// # Invariants
+///
+/// `writer` was begun, with `bytes` for its context, and is ended when the value goes. Nobody else uses either
+/// of them.
+#[derive(Debug)]
+pub struct Text {
+    writer: *mut sys::spdk_json_write_ctx,
+    bytes: *mut Vec<u8>,
+}
+
+impl Text {
+    /// Begins one.
+    pub fn begin() -> Result<Text> {
+        let bytes: *mut Vec<u8> = Box::into_raw(Box::default());
+        // SAFETY: `append` takes what the context is; it stays until the value goes, which ends the text first.
+        let writer = unsafe { sys::spdk_json_write_begin(Some(append), bytes.cast(), 0) };
+        let text = Text { writer, bytes };
+        if writer.is_null() {
+            Err(Error::new(libc::ENOMEM, "no text could be begun"))
+        } else {
+            Ok(text)
+        }
+    }
+
+    /// Where it is written to, until it ends.
+    pub fn json(&self) -> Json {
+        // SAFETY: the text has been begun (invariant). It is not ended before `end`, and the value that
+        // writes to it is used on this thread, as neither is `Send`.
+        unsafe { Json::new(self.writer) }
+    }
+
+    /// Ends it.
+    pub fn end(mut self) -> Result<String> {
+        self.end_writer();
+        // SAFETY: the bytes are the value's (invariant), and the writer is ended.
+        let bytes = std::mem::take(unsafe { &mut *self.bytes });
+        String::from_utf8(bytes).map_err(|_| Error::new(libc::EILSEQ, "a name is not UTF-8"))
+    }
+
+    fn end_writer(&mut self) {
+        let writer = std::mem::replace(&mut self.writer, std::ptr::null_mut());
+        if !writer.is_null() {
+            // SAFETY: the text has been begun, and is ended once (invariant).
+            unsafe { sys::spdk_json_write_end(writer) };
+        }
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        self.end_writer();
+        // SAFETY: it is from `begin`, and the value's (invariant).
+        drop(unsafe { Box::from_raw(self.bytes) });
+    }
+}
+
+/// `spdk_json_write_cb`
+unsafe extern "C" fn append(bytes: *mut c_void, data: *const c_void, len: usize) -> c_int {
+    // SAFETY: the context is that of `Text::begin`, and SPDK passes so much data.
+    unsafe {
+        let data = std::slice::from_raw_parts(data.cast::<u8>(), len);
+        (*bytes.cast::<Vec<u8>>()).extend_from_slice(data);
+    }
+    0
 }
