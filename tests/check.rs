@@ -729,7 +729,7 @@ fn clusters_that_are_allocated_meanwhile_are_told_of() {
         md_pages_per_100_clusters: 1000,
         ..Lvstore::default()
     });
-    target.create_thin("lvs/vol", 8 << 20);
+    target.create_thin("lvs/vol", HUGE_MIB / 8);
     let writes = |places: Range<u64>| places.map(|place| iscsi::write(place * CLUSTER, 4096, 0x11));
     target.export("lvs/vol").must_all(writes(0..ALL));
     for level in 0..100 {
