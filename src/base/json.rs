@@ -23,6 +23,11 @@ impl Json {
         Json(writer)
     }
 
+    /// SPDK's writer, for a function of SPDK's that writes. It is valid as long as the value.
+    pub fn as_ptr(&self) -> *mut sys::spdk_json_write_ctx {
+        self.0
+    }
+
     /// The name of the member that follows.
     pub fn name(&self, name: &str) -> &Json {
         // SAFETY: the writer is in use (invariant); the name is copied.
@@ -121,20 +126,23 @@ impl Text {
         unsafe { Json::new(self.writer) }
     }
 
-    /// Ends it.
+    /// Ends it. What was written must be one whole value.
     pub fn end(mut self) -> Result<String> {
-        self.end_writer();
+        if self.end_writer() != 0 {
+            return Err(Error::new(libc::ENOMEM, "the text could not be written"));
+        }
         // SAFETY: the bytes are the value's (invariant), and the writer is ended.
         let bytes = std::mem::take(unsafe { &mut *self.bytes });
         String::from_utf8(bytes).map_err(|_| Error::new(libc::EILSEQ, "a name is not UTF-8"))
     }
 
-    fn end_writer(&mut self) {
+    fn end_writer(&mut self) -> c_int {
         let writer = std::mem::replace(&mut self.writer, std::ptr::null_mut());
-        if !writer.is_null() {
-            // SAFETY: the text has been begun, and is ended once (invariant).
-            unsafe { sys::spdk_json_write_end(writer) };
+        if writer.is_null() {
+            return 0;
         }
+        // SAFETY: the text has been begun, and is ended once (invariant).
+        unsafe { sys::spdk_json_write_end(writer) }
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use spdk_sys as sys;
 
+use crate::base::json::Text;
 use crate::base::task::{self, Callback, Rests, status, status_callback};
 use crate::chain::blob::OpenBlob;
 use crate::io::channel::Channel;
@@ -311,19 +312,14 @@ impl BaseBdev {
 
     /// The name of the file that an AIO bdev is on, as `bdev_get_bdevs` shows it.
     fn aio_filename(&self) -> Option<String> {
-        let mut text = Vec::new();
-        // SAFETY: the bdev is open (invariant). What is written goes to `text` before the call that
-        // ends the writing returns.
-        unsafe {
-            let write = sys::spdk_json_write_begin(Some(append), (&raw mut text).cast(), 0);
-            sys::spdk_json_write_object_begin(write);
-            let rc = sys::spdk_bdev_dump_info_json(self.bdev, write);
-            sys::spdk_json_write_object_end(write);
-            if sys::spdk_json_write_end(write) != 0 || rc != 0 {
-                return None;
-            }
-        }
-        filename_in(&mut text)
+        let text = Text::begin().ok()?;
+        let json = text.json();
+        json.begin_object();
+        // SAFETY: the bdev is open (invariant), and the writer in use.
+        let rc = unsafe { sys::spdk_bdev_dump_info_json(self.bdev, json.as_ptr()) };
+        json.end_object();
+        let mut text = text.end().ok()?.into_bytes();
+        if rc == 0 { filename_in(&mut text) } else { None }
     }
 
     fn say_unflushable(&self) {
@@ -344,15 +340,6 @@ unsafe extern "C" fn io_done(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mu
         sys::spdk_bdev_free_io(io);
         Callback::complete(ctx, if success { 0 } else { -libc::EIO });
     }
-}
-
-/// `spdk_json_write_cb`
-unsafe extern "C" fn append(text: *mut c_void, data: *const c_void, size: usize) -> c_int {
-    // SAFETY: the context is the `Vec` of the caller, and the data is as long as that.
-    unsafe {
-        (*text.cast::<Vec<u8>>()).extend_from_slice(std::slice::from_raw_parts(data.cast(), size));
-    }
-    0
 }
 
 /// `{"aio": {"filename": ...}}`
