@@ -247,13 +247,6 @@ call_check_and_exit(void *arg)
 	spdk_thread_exit(spdk_get_thread());
 }
 
-static const struct spdk_json_object_decoder g_check_decoders[] = {
-	{"lvs", offsetof(struct params, lvs), spdk_json_decode_string},
-	{"lvol", offsetof(struct params, lvol), spdk_json_decode_string},
-	{"from", offsetof(struct params, from), spdk_json_decode_string},
-	{"times", offsetof(struct params, times), spdk_json_decode_uint32},
-};
-
 /* `times` is 1 for a check with ranges. */
 static void
 rpc_call_check(struct spdk_jsonrpc_request *request, const struct spdk_json_val *json)
@@ -261,8 +254,9 @@ rpc_call_check(struct spdk_jsonrpc_request *request, const struct spdk_json_val 
 	struct params params = {};
 	struct check *check = calloc(1, sizeof(*check));
 
-	if (check == NULL || spdk_json_decode_object(json, g_check_decoders,
-			SPDK_COUNTOF(g_check_decoders), &params) != 0) {
+	if (check == NULL ||
+	    spdk_json_decode_object(json, g_decoders, SPDK_COUNTOF(g_decoders), &params) != 0 ||
+	    params.lvs == NULL || params.lvol == NULL) {
 		spdk_jsonrpc_send_error_response(request, SPDK_JSONRPC_ERROR_INVALID_PARAMS, "params");
 		free(check);
 		return;

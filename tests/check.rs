@@ -20,25 +20,9 @@ const DETACH: &str = "bdev_lvol_detach_parent";
 const CHECK: &str = "bdev_lvol_check_detach_parent";
 const EUCLEAN: i64 = -(libc::EUCLEAN as i64);
 
-fn target_with(lvstore: Lvstore) -> Target {
-    let mut target = Target::start();
-    target.create_lvstore("lvs", lvstore);
-    target
-}
-
-/// snap1 <- snap2 <- snap3 <- vol, with clusters of 1 MiB:
-///
-///     snap1 owns 0 1 2 3     snap2 owns 1 2 4     snap3 owns 2 5     vol owns 3 6
 fn chain() -> Target {
-    let target = target_with(Lvstore::default());
-    target.create_thin("lvs/vol", 8);
-    target.write("lvs/vol", &[(0, 0x11), (1, 0x11), (2, 0x11), (3, 0x11)]);
-    target.snapshot("lvs/vol", "lvs/snap1");
-    target.write("lvs/vol", &[(1, 0x22), (2, 0x22), (4, 0x22)]);
-    target.snapshot("lvs/vol", "lvs/snap2");
-    target.write("lvs/vol", &[(2, 0x33), (5, 0x33)]);
-    target.snapshot("lvs/vol", "lvs/snap3");
-    target.write("lvs/vol", &[(3, 0x44), (6, 0x44)]);
+    let target = Target::with_lvstore(Lvstore::default());
+    target.create_chain();
     target
 }
 
@@ -141,7 +125,7 @@ struct Random {
 
 impl Random {
     fn new(seed: u64, external: bool) -> Random {
-        let target = target_with(Lvstore { cluster_size: CLUSTER, ..Lvstore::default() });
+        let target = Target::with_lvstore(Lvstore { cluster_size: CLUSTER, ..Lvstore::default() });
         if external {
             target.create_malloc("outside", 1);
             let bytes = EXTERNAL;
@@ -284,7 +268,7 @@ fn of_too_many_ranges_it_says_where_they_end() {
     const CLUSTER: u64 = 4096;
     const MOST: u64 = 65_536;
     const COUNT: u64 = MOST + 100;
-    let target = target_with(Lvstore {
+    let target = Target::with_lvstore(Lvstore {
         size_mib: 1024,
         cluster_size: CLUSTER,
         md_pages_per_100_clusters: 1,
@@ -315,7 +299,7 @@ fn of_too_many_ranges_it_says_where_they_end() {
 #[test]
 #[cfg_attr(not(spdk_reads_beyond_parent), ignore = "this SPDK can't read beyond a parent's end")]
 fn a_short_snapshot_hides_what_its_parent_has_beyond() {
-    let target = target_with(Lvstore::default());
+    let target = Target::with_lvstore(Lvstore::default());
     let resize = |size: u64| {
         target.must("bdev_lvol_resize", json!({"name": "lvs/vol", "size_in_mib": size}));
     };
@@ -382,7 +366,7 @@ fn refusals_are_in_the_words_of_the_detach() {
 
 #[test]
 fn the_end_of_the_chain_may_be_an_external_snapshot() {
-    let target = target_with(Lvstore::default());
+    let target = Target::with_lvstore(Lvstore::default());
     target.create_malloc("outside", 4);
     target.clone_of_bdev("outside", "lvs/vol");
     target.write("lvs/vol", &[(1, 0x11)]);
@@ -414,7 +398,7 @@ fn the_end_of_the_chain_may_be_an_external_snapshot() {
 #[test]
 #[cfg_attr(not(spdk_blob_set_parent), ignore = "this SPDK can't set a parent")]
 fn a_cycle_has_an_end() {
-    let target = target_with(Lvstore::default());
+    let target = Target::with_lvstore(Lvstore::default());
     target.create_thin("lvs/vol", 4);
     target.write("lvs/vol", &[(0, 0x11)]);
     target.snapshot("lvs/vol", "lvs/below");
@@ -451,7 +435,8 @@ fn a_cycle_has_an_end() {
 
 #[test]
 fn what_can_not_be_right_is_said_and_nothing_that_follows_from_it() {
-    let target = target_with(Lvstore { can_fail: true, can_be_slow: true, ..Lvstore::default() });
+    let target =
+        Target::with_lvstore(Lvstore { can_fail: true, can_be_slow: true, ..Lvstore::default() });
     target.create_thin("lvs/vol", 4);
     target.write("lvs/vol", &[(0, 0x11)]);
     target.snapshot("lvs/vol", "lvs/snap");
@@ -470,7 +455,7 @@ fn what_can_not_be_right_is_said_and_nothing_that_follows_from_it() {
 
 #[test]
 fn what_is_busy_is_said_after_the_wait_of_the_detach() {
-    let target = target_with(Lvstore { can_be_slow: true, ..Lvstore::default() });
+    let target = Target::with_lvstore(Lvstore { can_be_slow: true, ..Lvstore::default() });
     target.create_thin("lvs/vol", 4);
     target.write("lvs/vol", &[(0, 0x11), (1, 0x11), (2, 0x11)]);
     target.snapshot("lvs/vol", "lvs/snap");
@@ -623,21 +608,31 @@ fn a_clear_method_that_zeroes_leaves_nothing_of_the_deleted() {
 
 // --- While it goes on ---
 
-#[test]
-fn a_detach_and_a_deletion_that_come_meanwhile_are_done() {
-    let target = target_with(Lvstore {
+/// An lvstore with more metadata pages than its device has clusters.
+fn target_for_huge_lvols(cluster_size: u64) -> Target {
+    Target::with_lvstore(Lvstore {
         size_mib: 32 << 10,
-        cluster_size: 64 * MIB,
+        cluster_size,
         md_pages_per_100_clusters: 1000,
         ..Lvstore::default()
-    });
+    })
+}
+
+/// The log says of each check how it went along the chain.
+fn log_walks(target: &Target) {
+    target.must("log_set_flag", json!({"flag": "lvol_detach"}));
+    target.must("log_set_print_level", json!({"level": "INFO"}));
+}
+
+#[test]
+fn a_detach_and_a_deletion_that_come_meanwhile_are_done() {
+    let target = target_for_huge_lvols(64 * MIB);
     const DEPTH: usize = 120;
     target.create_thin("lvs/vol", HUGE_MIB);
     for level in 0..DEPTH {
         target.snapshot("lvs/vol", &format!("lvs/snap{level}"));
     }
-    target.must("log_set_flag", json!({"flag": "lvol_detach"}));
-    target.must("log_set_print_level", json!({"level": "INFO"}));
+    log_walks(&target);
     let mut before = DEPTH;
     for level in [30, 60, 90] {
         let mut pending = target.start_call(CHECK, json!({"name": "lvs/vol"}));
@@ -664,12 +659,7 @@ const HUGE_MIB: u64 =
 fn a_huge_chain_is_walked_while_others_are_served() {
     const DEPTH: u64 = 200;
     const CLUSTER: u64 = 64 * MIB;
-    let target = target_with(Lvstore {
-        size_mib: 32 << 10,
-        cluster_size: CLUSTER,
-        md_pages_per_100_clusters: 1000,
-        ..Lvstore::default()
-    });
+    let target = target_for_huge_lvols(CLUSTER);
     target.create_thin("lvs/vol", HUGE_MIB);
     target.create_thin("lvs/other", 64);
     let mut connection = target.connect();
@@ -683,8 +673,7 @@ fn a_huge_chain_is_walked_while_others_are_served() {
             target.export("lvs/vol").must([iscsi::write(place, 4096, 0x11)]);
         }
     }
-    target.must("log_set_flag", json!({"flag": "lvol_detach"}));
-    target.must("log_set_print_level", json!({"level": "INFO"}));
+    log_walks(&target);
     let export = target.export("lvs/other");
 
     let started = Instant::now();
@@ -723,12 +712,7 @@ fn clusters_that_are_allocated_meanwhile_are_told_of() {
     const ROUNDS: u64 = 5;
     const EACH: u64 = 60;
     const ALL: u64 = ROUNDS * EACH;
-    let target = target_with(Lvstore {
-        size_mib: 32 << 10,
-        cluster_size: CLUSTER,
-        md_pages_per_100_clusters: 1000,
-        ..Lvstore::default()
-    });
+    let target = target_for_huge_lvols(CLUSTER);
     target.create_thin("lvs/vol", HUGE_MIB / 8);
     let writes = |places: Range<u64>| places.map(|place| iscsi::write(place * CLUSTER, 4096, 0x11));
     target.export("lvs/vol").must_all(writes(0..ALL));
@@ -759,18 +743,12 @@ fn clusters_that_are_allocated_meanwhile_are_told_of() {
 
 #[test]
 fn a_chain_that_changes_meanwhile_is_looked_at_again_or_busy() {
-    let target = target_with(Lvstore {
-        size_mib: 32 << 10,
-        cluster_size: 64 * MIB,
-        md_pages_per_100_clusters: 1000,
-        ..Lvstore::default()
-    });
+    let target = target_for_huge_lvols(64 * MIB);
     target.create_thin("lvs/vol", 16 << 20);
     for level in 0..50 {
         target.snapshot("lvs/vol", &format!("lvs/snap{level}"));
     }
-    target.must("log_set_flag", json!({"flag": "lvol_detach"}));
-    target.must("log_set_print_level", json!({"level": "INFO"}));
+    log_walks(&target);
     const CHECKS: usize = 10;
     let mut busy = 0;
     for round in 0..CHECKS {

@@ -40,22 +40,9 @@ const VOL_ALONE: [u8; 8] = [0, 0, 0, 0x44, 0, 0, 0x44, 0];
 /// vol with only snap3 behind it.
 const VOL_ON_SNAP3: [u8; 8] = [0, 0, 0x33, 0x44, 0, 0x33, 0x44, 0];
 
-fn target_with(lvstore: Lvstore) -> Target {
-    let mut target = Target::start();
-    target.create_lvstore("lvs", lvstore);
-    target
-}
-
 fn target_with_chain(lvstore: Lvstore) -> Target {
-    let target = target_with(lvstore);
-    target.create_thin("lvs/vol", 8);
-    target.write("lvs/vol", &[(0, 0x11), (1, 0x11), (2, 0x11), (3, 0x11)]);
-    target.snapshot("lvs/vol", "lvs/snap1");
-    target.write("lvs/vol", &[(1, 0x22), (2, 0x22), (4, 0x22)]);
-    target.snapshot("lvs/vol", "lvs/snap2");
-    target.write("lvs/vol", &[(2, 0x33), (5, 0x33)]);
-    target.snapshot("lvs/vol", "lvs/snap3");
-    target.write("lvs/vol", &[(3, 0x44), (6, 0x44)]);
+    let target = Target::with_lvstore(lvstore);
+    target.create_chain();
     target
 }
 
@@ -274,7 +261,7 @@ fn it_works_at_any_depth_from_the_top_down_and_from_the_bottom_up() {
     let own = |level: u8| -> Vec<u8> {
         (1..=DEPTH).map(|cluster| if cluster == level { level } else { 0 }).collect()
     };
-    let mut target = target_with(Lvstore::default());
+    let mut target = Target::with_lvstore(Lvstore::default());
     for chain in ["down", "up"] {
         let top = format!("lvs/{chain}{DEPTH}");
         target.create_thin(&top, DEPTH.into());
@@ -311,7 +298,7 @@ fn it_works_at_any_depth_from_the_top_down_and_from_the_bottom_up() {
 
 #[test]
 fn the_clone_of_a_clone_of_an_external_snapshot_no_longer_sees_that() {
-    let target = target_with(Lvstore::default());
+    let target = Target::with_lvstore(Lvstore::default());
     target.create_malloc("outside", 4);
     target.write("outside", &[(0, 0x77), (1, 0x77), (2, 0x77), (3, 0x77)]);
     target.clone_of_bdev("outside", "lvs/vol");
@@ -338,7 +325,7 @@ fn of_metadata_of_several_pages_one_is_written() {
     const ENTRIES: u64 = 560;
     const STEP: u64 = 4 * MIB;
     const CLUSTER: u64 = 8192;
-    let mut target = target_with(Lvstore {
+    let mut target = Target::with_lvstore(Lvstore {
         size_mib: 2560,
         cluster_size: CLUSTER,
         md_pages_per_100_clusters: 1,
@@ -464,7 +451,7 @@ fn it_is_a_thin_lvol_like_any_other_after_a_clean_restart() {
 /// detach and that.
 fn detached_lvols_are_like_any_other(between: impl Fn(&mut Target)) {
     const OWN: [u8; 4] = [0, 0x22, 0, 0];
-    let mut target = target_with(Lvstore::default());
+    let mut target = Target::with_lvstore(Lvstore::default());
     target.create_thin("lvs/origin", 4);
     target.write("lvs/origin", &[(0, 0x11), (1, 0x11)]);
     target.snapshot("lvs/origin", "lvs/parent");
@@ -1063,7 +1050,7 @@ fn the_target_lists_the_method() {
 
 #[test]
 fn the_log_tells_of_the_registration_and_of_each_detach() {
-    let target = target_with(Lvstore::default());
+    let target = Target::with_lvstore(Lvstore::default());
     target.create_thin("lvs/keeper", 4);
     target.snapshot("lvs/keeper", "lvs/damaged");
     target.clone_of("lvs/damaged", "lvs/quiet");

@@ -6,6 +6,7 @@
 // Each test crate is built with its own copy and uses a part of it.
 #![allow(dead_code)]
 
+pub mod chain;
 pub mod iostat;
 pub mod iscsi;
 pub mod lvol;
