@@ -81,12 +81,16 @@ def draw_growth(name, entries, folder):
         if all(alone):
             line(axes, target, IN_TARGET, points, alone)
     unit = entries[0]['unit']
-    axes.set(xscale='log', yscale='log', ylabel='us, pipelined unless it says otherwise')
-    points = list(dict.fromkeys(e['at'] for e in entries))
     in_mib = unit.startswith('MiB ')
+    axes.set(
+        xscale='log',
+        yscale='log',
+        xlabel=f'size {unit.removeprefix("MiB ")}' if in_mib else unit,
+        ylabel='us, pipelined unless it says otherwise',
+    )
+    points = list(dict.fromkeys(e['at'] for e in entries))
     axes.set_xticks(points, [size(at) if in_mib else f'{at:,}' for at in points])
     axes.set_xticks([], minor=True)
-    axes.set(xlabel=f'size {unit.removeprefix("MiB ")}' if in_mib else unit)
     save(chart, axes, folder / f'{name}.svg')
 
 
