@@ -10,6 +10,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_(bs|blob|lvs|lvol)_.*",
     "spdk_bdev_(for_each_bdev_io|for_each_channel|for_each_channel_continue|open_ext|get_by_name|close|desc_get_bdev|get_name|get_module_name|get_num_blocks)",
     "spdk_bdev_(get_qos_rate_limits|get_qos_rpc_type)",
+    "spdk_spin_(lock|unlock)",
     "spdk_bdev_(dump_info_json|flush_blocks|free_io|io_get_nvme_status|io_type_supported|nvme_io_passthru)",
     "spdk_env_(opts_init|init|fini|get_first_core|get_next_core)",
     "spdk_dma_(zmalloc|free)",

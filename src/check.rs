@@ -136,6 +136,7 @@ async fn look(bs: Blobstore, root: &Member, with_ranges: bool) -> Result<Option<
         Err(error) if error.is_inconsistent() => (Err(error.to_string()), Some(error)),
         Err(error) => (readers_despite(bs, root, &listed), Some(error)),
     };
+    refusal = refusal.or(flush::check(blob).err());
     if refusal.is_none()
         && let Err(why) = check_parent(blob).await
     {

@@ -10,6 +10,7 @@ use crate::chain::family::Family;
 use crate::chain::lvol::Lvol;
 use crate::io::backing::{ZeroesDev, stop_copies, take_parent};
 use crate::io::grace::{self, copies_in_flight, reads_in_flight};
+use crate::md::flush;
 use crate::md::metadata::{WriteError, erase_parent};
 use crate::md::page::Unreadable;
 use crate::md::unmap;
@@ -110,6 +111,7 @@ pub async fn detach(
         lvol: Named { name: name.clone(), uuid: blob.uuid() },
         parent: Named { name: parent_name.clone(), uuid: family.parent.blob.uuid() },
     };
+    flush::check(blob)?;
     erase_parent(blob).await.map_err(|error| write_error(&error, &name, &parent_name))?;
     steps.done("write");
 

@@ -7,9 +7,12 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
+use common::lvstore::Lvstore;
 use common::target::{Options, Program, Target, spdk_define, spdk_root};
 use common::tree::{overlay, target_folder};
+use serde_json::json;
 
 /// An SPDK release in which one field that the extension uses has moved.
 struct Moved {
@@ -49,9 +52,16 @@ const MOVED: [Moved; 6] = [
     },
 ];
 
+/// In a target folder.
+const LIBRARY: &str = "release/libspdk_lvol_detach.so";
+
+/// What is built goes to one folder.
+static BUILDING: Mutex<()> = Mutex::new(());
+
 #[test]
 #[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into this SPDK's target")]
 fn a_library_whose_headers_differ_is_refused() {
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     for moved in &MOVED {
         let tree = tempfile::tempdir().unwrap();
         overlay(&spdk_root(), tree.path(), &[moved.header, "include/spdk/version.h"]);
@@ -79,8 +89,45 @@ fn a_library_whose_headers_differ_is_refused() {
     }
 }
 
+/// No header has the struct: it is moved in the extension instead.
+#[test]
+#[cfg_attr(not(spdk_shared_libraries), ignore = "nothing can be loaded into this SPDK's target")]
+fn a_library_that_knows_another_struct_blob_bdev_refuses_each_detach() {
+    let folder = target_folder().join("moved");
+    let sources = folder.join("sources");
+    let _ = fs::remove_dir_all(&sources);
+    fs::create_dir_all(&sources).unwrap();
+    overlay(Path::new(env!("CARGO_MANIFEST_DIR")), &sources, &["src/md/base_bdev.rs"]);
+    let file = sources.join("src/md/base_bdev.rs");
+    let text = fs::read_to_string(&file).unwrap();
+    for field in ["    bdev: *mut sys::spdk_bdev,\n", "    desc: *mut sys::spdk_bdev_desc,\n"] {
+        let place = text.find(field).expect("the struct has the field");
+        fs::write(&file, format!("{}    moved: usize,\n{}", &text[..place], &text[place..]))
+            .unwrap();
+        let mut build = cargo_build(&spdk_root());
+        let status = build.current_dir(&sources).env("CARGO_TARGET_DIR", &folder).status();
+        assert!(status.unwrap().success());
+
+        let program = Program::StockWith(vec![folder.join(LIBRARY)]);
+        let mut target = Target::start_with(Options { program, ..Options::default() });
+        target.create_lvstore("lvs", Lvstore::default());
+        target.create_chain();
+        let lvol = json!({"name": "lvs/snap3"});
+        for _ in 0..2 {
+            let error = target.call("bdev_lvol_detach_parent", lvol.clone()).unwrap_err();
+            assert_eq!(error.code, i64::from(-libc::ENOTSUP));
+            assert!(error.message.contains("struct blob_bdev of the running SPDK"), "{error}");
+            let said = target.must("bdev_lvol_check_detach_parent", lvol.clone());
+            assert_eq!(said["refusal"]["message"], json!(error.message));
+        }
+        assert_eq!(target.parent("lvs/snap3").as_deref(), Some("snap2"));
+        target.stop();
+    }
+}
+
 #[test]
 fn a_release_that_nobody_has_tried_is_not_built_unasked() {
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     for major in [23, 27] {
         let tree = tempfile::tempdir().unwrap();
         overlay(&spdk_root(), tree.path(), &["include/spdk/version.h"]);
@@ -120,14 +167,14 @@ fn edit(file: &Path, from: &str, to: &str) {
 fn build(tree: &Path) -> PathBuf {
     let status = cargo_build(tree).env("LVOL_DETACH_ANY_SPDK", "1").status().unwrap();
     assert!(status.success(), "the library could not be built for {}", tree.display());
-    target_folder().join("release/libspdk_lvol_detach.so")
+    target_folder().join(LIBRARY)
 }
 
 fn cargo_build(tree: &Path) -> Command {
     let mut command = Command::new(env!("CARGO"));
     command
-        .args(["build", "--release", "--lib", "--quiet", "--locked", "--target-dir"])
-        .arg(target_folder())
+        .args(["build", "--release", "--lib", "--quiet", "--locked"])
+        .env("CARGO_TARGET_DIR", target_folder())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("SPDK_ROOT_DIR", tree)
         .env_remove("LVOL_DETACH_ANY_SPDK");

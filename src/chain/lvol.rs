@@ -196,7 +196,7 @@ impl Drop for Lvol {
 }
 
 /// The bdev is about to be removed: that waits until the descriptor is closed.
-unsafe extern "C" fn bdev_event(
+pub(crate) unsafe extern "C" fn bdev_event(
     _: sys::spdk_bdev_event_type,
     _: *mut sys::spdk_bdev,
     _: *mut c_void,

@@ -5,7 +5,7 @@
 //! has a cache, with the environment variable [`SWITCH`]. `docs/operations.md` has a table of the modules.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::raw::{c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -13,10 +13,12 @@ use std::sync::OnceLock;
 
 use spdk_sys as sys;
 
+use crate::base::error::{Error, Result};
 use crate::base::json::Text;
 use crate::base::task::{self, Callback, Rests, status, status_callback};
 use crate::chain::blob::OpenBlob;
 use crate::io::channel::Channel;
+use crate::md::base_bdev::{BaseBdev, is_news};
 use crate::md::file_sync;
 
 /// `off`, when the target starts, for devices without a volatile cache: nothing is flushed.
@@ -32,13 +34,11 @@ thread_local! {
     /// Waiters for the next flush of a device. An entry means that a task is working on it.
     static WAITERS: RefCell<HashMap<*mut sys::spdk_bs_dev, Vec<oneshot::Sender<c_int>>>> =
         RefCell::default();
-    /// The base bdevs of which the log says that they can't be flushed.
-    static UNFLUSHABLE: RefCell<HashSet<String>> = RefCell::default();
 }
 
 /// When this is done, everything that the device has reported as written is durable. One flush serves all
 /// waiters that are there when it starts.
-pub async fn flush(blob: &OpenBlob) -> Result<(), c_int> {
+pub async fn flush(blob: &OpenBlob) -> std::result::Result<(), c_int> {
     if is_off() {
         return Ok(());
     }
@@ -63,6 +63,26 @@ pub async fn flush(blob: &OpenBlob) -> Result<(), c_int> {
     }
 }
 
+/// Why [`flush`] would fail whatever the device does, if it would.
+pub fn check(blob: &OpenBlob) -> Result<()> {
+    let dev = Dev::below(blob);
+    // SAFETY: the blob, and so its blobstore's device, is in memory (`OpenBlob`).
+    if is_off() || unsafe { (*dev.dev).flush }.is_some() {
+        return Ok(());
+    }
+    dev.flushable().map(drop).map_err(|rc| {
+        Error::new(
+            rc,
+            match -rc {
+                libc::ENOTSUP => {
+                    "struct blob_bdev of the running SPDK is not the one that this was built for"
+                }
+                _ => "the base bdev could not be opened",
+            },
+        )
+    })
+}
+
 /// Why [`flush`] does nothing, if it does nothing.
 pub fn why_not(blob: &OpenBlob) -> Option<String> {
     if is_off() {
@@ -73,8 +93,8 @@ pub fn why_not(blob: &OpenBlob) -> Option<String> {
     if unsafe { (*dev.dev).flush }.is_some() {
         return None;
     }
-    let bdev = dev.base_bdev().ok().flatten()?;
-    bdev.way().is_none().then(|| format!("the base bdev {} can't be flushed", bdev.name()))
+    let bdev = dev.flushable().ok().flatten()?;
+    bdev.way().is_none().then(|| format!("the base bdev {} can't be flushed", bdev.base.name()))
 }
 
 /// The device is only looked at while somebody waits, who has a blob open.
@@ -110,15 +130,6 @@ struct Dev {
     channel: Channel,
 }
 
-/// `struct blob_bdev`, module/blob/bdev/blob_bdev.c: it has the only descriptor that may flush the bdev.
-/// No header has it; it is the same from 24.01 to 26.05, and looked at before it is used.
-#[repr(C)]
-struct BlobBdev {
-    dev: sys::spdk_bs_dev,
-    bdev: *mut sys::spdk_bdev,
-    desc: *mut sys::spdk_bdev_desc,
-}
-
 impl Dev {
     fn below(blob: &OpenBlob) -> Dev {
         // SAFETY: the blob, and so its blobstore, is in memory, and this is the metadata thread
@@ -135,7 +146,7 @@ impl Dev {
             // SAFETY: as above.
             return unsafe { self.flush_by(flush) }.await;
         }
-        match self.base_bdev() {
+        match self.flushable() {
             Ok(Some(bdev)) => bdev.flush().await,
             Ok(None) => 0,
             Err(rc) => rc,
@@ -143,19 +154,10 @@ impl Dev {
     }
 
     /// `None` if it is on no bdev.
-    fn base_bdev(&self) -> Result<Option<BaseBdev>, c_int> {
-        // SAFETY: the device is there (invariant).
-        let Some(get_base_bdev) = (unsafe { (*self.dev).get_base_bdev }) else { return Ok(None) };
-        // SAFETY: as above. A bdev that is not what the device says it is on is not touched.
-        let (bdev, desc) = unsafe {
-            let bdev = get_base_bdev(self.dev);
-            let blob_bdev = self.dev.cast::<BlobBdev>();
-            if bdev.is_null() || (*blob_bdev).bdev != bdev || (*blob_bdev).desc.is_null() {
-                return Err(-libc::ENOTSUP);
-            }
-            (bdev, (*blob_bdev).desc)
-        };
-        Ok(Some(BaseBdev { bdev, desc, channel: self.channel.dev_channel() }))
+    fn flushable(&self) -> std::result::Result<Option<Flushable>, c_int> {
+        // SAFETY: the device is there (invariant), and this is the metadata thread.
+        let base = unsafe { BaseBdev::below(self.dev)? };
+        Ok(base.map(|base| Flushable { base, channel: self.channel.dev_channel() }))
     }
 
     /// # Safety
@@ -190,11 +192,9 @@ impl Dev {
 ///
 /// # Invariants
 ///
-/// `desc` is the blobstore's descriptor of `bdev`, and `channel` the current thread's; they stay while
-/// the value is used.
-struct BaseBdev {
-    bdev: *mut sys::spdk_bdev,
-    desc: *mut sys::spdk_bdev_desc,
+/// `channel` is the current thread's of the bdev, and stays while the value is used.
+struct Flushable {
+    base: BaseBdev,
     channel: *mut sys::spdk_io_channel,
 }
 
@@ -205,7 +205,7 @@ enum Way {
     Blocks,
 }
 
-impl BaseBdev {
+impl Flushable {
     async fn flush(&self) -> c_int {
         match self.way() {
             Some(Way::FileSync) => match file_sync::sync(self.aio_filename()).await {
@@ -223,8 +223,8 @@ impl BaseBdev {
 
     /// `None` if it can't be.
     fn way(&self) -> Option<Way> {
-        // SAFETY: the bdev is open (invariant), by a module with a name.
-        let module = unsafe { CStr::from_ptr(sys::spdk_bdev_get_module_name(self.bdev)) };
+        // SAFETY: the bdev is open (invariant of `BaseBdev`), by a module with a name.
+        let module = unsafe { CStr::from_ptr(sys::spdk_bdev_get_module_name(self.base.bdev)) };
         // `bdev_aio_flush` calls fsync on the reactor, which is then blocked for milliseconds.
         if module == c"aio" {
             return Some(Way::FileSync);
@@ -239,21 +239,16 @@ impl BaseBdev {
         can.then_some(Way::Blocks)
     }
 
-    fn name(&self) -> String {
-        // SAFETY: the bdev is open (invariant), and has a name.
-        unsafe { CStr::from_ptr(sys::spdk_bdev_get_name(self.bdev)) }.to_string_lossy().into_owned()
-    }
-
     fn supports(&self, io_type: sys::spdk_bdev_io_type) -> bool {
-        // SAFETY: the bdev is open (invariant).
-        unsafe { sys::spdk_bdev_io_type_supported(self.bdev, io_type) }
+        // SAFETY: the bdev is open (invariant of `BaseBdev`).
+        unsafe { sys::spdk_bdev_io_type_supported(self.base.bdev, io_type) }
     }
 
     async fn flush_blocks(&self) -> c_int {
-        // SAFETY: the descriptor is open, and the channel of its bdev (invariant).
+        // SAFETY: the descriptor is open (invariant of `BaseBdev`), and the channel of its bdev (invariant).
         self.submit(|ctx| unsafe {
-            let blocks = sys::spdk_bdev_get_num_blocks(self.bdev);
-            sys::spdk_bdev_flush_blocks(self.desc, self.channel, 0, blocks, Some(io_done), ctx)
+            let blocks = sys::spdk_bdev_get_num_blocks(self.base.bdev);
+            sys::spdk_bdev_flush_blocks(self.base.desc, self.channel, 0, blocks, Some(io_done), ctx)
         })
         .await
     }
@@ -279,7 +274,7 @@ impl BaseBdev {
         let command = &raw const command;
         // SAFETY: as above; the command is copied (`spdk_bdev_nvme_io_passthru`).
         let start = |ctx| unsafe {
-            let (desc, channel, buffer) = (self.desc, self.channel, ptr::null_mut());
+            let (desc, channel, buffer) = (self.base.desc, self.channel, ptr::null_mut());
             sys::spdk_bdev_nvme_io_passthru(desc, channel, command, buffer, 0, Some(done), ctx)
         };
         match self.submit(start).await {
@@ -315,16 +310,16 @@ impl BaseBdev {
         let text = Text::begin().ok()?;
         let json = text.json();
         json.begin_object();
-        // SAFETY: the bdev is open (invariant), and the writer in use.
-        let rc = unsafe { sys::spdk_bdev_dump_info_json(self.bdev, json.as_ptr()) };
+        // SAFETY: the bdev is open (invariant of `BaseBdev`), and the writer in use.
+        let rc = unsafe { sys::spdk_bdev_dump_info_json(self.base.bdev, json.as_ptr()) };
         json.end_object();
         let mut text = text.end().ok()?.into_bytes();
         if rc == 0 { filename_in(&mut text) } else { None }
     }
 
     fn say_unflushable(&self) {
-        let name = self.name();
-        if UNFLUSHABLE.with_borrow_mut(|said| said.insert(name.clone())) {
+        let name = self.base.name();
+        if is_news("flush", &name) {
             tracing::warn!(
                 "the bdev {name} can't be flushed: if its device has a volatile write cache, a detach \
                  may be undone by a power cut, and what is written later may survive without it"
