@@ -5,9 +5,11 @@ bdev_lvol_set_parent, which writes the same metadata by SPDK's own code; again a
 is detached alone.
 """
 
+import itertools
 from dataclasses import dataclass
 
 from .target import (
+    AT_ONCE,
     clone_request,
     create_request,
     detach_request,
@@ -27,7 +29,7 @@ CLUSTERS_PER_ENTRY = 512
 
 @dataclass
 class Dimension:
-    """`prepare(target, point, lvols)` makes the lvols and their parents."""
+    """`prepare(target, point, lvols)` makes the lvols, and returns the parent of each."""
 
     name: str
     unit: str
@@ -36,10 +38,12 @@ class Dimension:
     lvols: int
     prepare: object
     lvstore: dict
+    rounds: int = 20
 
 
 def of_size(target, mib, lvols):
     target.create_with_parents(lvols, mib)
+    return map(parent_of, lvols)
 
 
 def of_pages(target, pages, lvols):
@@ -52,6 +56,7 @@ def of_pages(target, pages, lvols):
         target.delete(f'{lvol}-origin')
         target.create_full(lvol, mib)
         target.set_parent(lvol, parent_of(lvol))
+    return map(parent_of, lvols)
 
 
 def of_clones(target, clones, lvols):
@@ -63,6 +68,7 @@ def of_clones(target, clones, lvols):
     # The head is a clone, too. A snapshot is cloned by one request at a time.
     for number in range(clones - 1):
         target.pipelined([clone_request(lvol, f'{lvol}-{number}') for lvol in lvols])
+    return map(parent_of, lvols)
 
 
 def of_depth(target, depth, lvols):
@@ -70,6 +76,7 @@ def of_depth(target, depth, lvols):
     for level in range(depth - 1):
         target.pipelined([snapshot_request(lvol, f'{lvol}-{level}') for lvol in lvols])
     target.pipelined([snapshot_request(lvol, parent_of(lvol)) for lvol in lvols])
+    return map(parent_of, lvols)
 
 
 def of_store(target, count, lvols):
@@ -77,6 +84,17 @@ def of_store(target, count, lvols):
     others = [f'other{number}' for number in range(count // 2 - len(lvols))]
     # The others come first: SPDK keeps the snapshots in a list, in which ours are last.
     target.create_with_parents([*others, *lvols], LVOL_MIB)
+    return map(parent_of, lvols)
+
+
+def of_batch(target, snapshots, lvols):
+    """Each snapshot has as many of the lvols as clones; its head is one of them."""
+    parents = [parent_of(lvol) for lvol in lvols[:snapshots]]
+    target.create_with_parents(lvols[:snapshots], LVOL_MIB)
+    for first in range(snapshots, len(lvols), snapshots):
+        pairs = zip(parents, lvols[first : first + snapshots], strict=False)
+        target.pipelined([clone_request(*pair) for pair in pairs])
+    return itertools.islice(itertools.cycle(parents), len(lvols))
 
 
 DIMENSIONS = (
@@ -125,22 +143,34 @@ DIMENSIONS = (
         prepare=of_store,
         lvstore={'cluster_sz': 1 << 20},
     ),
+    Dimension(
+        name='batch',
+        unit='snapshots that are the parents of a batch of 2,000 lvols',
+        points=(20, 200, 2000),
+        quick_points=(200, 2000),
+        lvols=2000,
+        prepare=of_batch,
+        lvstore={'cluster_sz': 1 << 20},
+        rounds=5,
+    ),
 )
 
 
 def measure(dimension, targets, options, progress):
     """A list with one entry for each target and point."""
-    rounds, alone = (5, 5) if options.quick else (20, 20)
+    rounds, alone = (5, 5) if options.quick else (dimension.rounds, 20)
     names = [f'lvol{number}' for number in range(dimension.lvols)]
     detach = [detach_request(name) for name in names]
-    attach = [set_parent_request(name, parent_of(name)) for name in names]
     figures = []
     for point in dimension.quick_points if options.quick else dimension.points:
         progress(f'growth: {point} {dimension.unit}')
         entries = {}
         for target in targets.each():
             target.make_lvstore(**dimension.lvstore)
-            dimension.prepare(target, point, names)
+            parents = list(dimension.prepare(target, point, names))
+            attach = list(map(set_parent_request, names, parents))
+            # It locks the parent: a second request for it would be refused.
+            attach_at_once = min(AT_ONCE, len(set(parents)))
             entries[target.name] = {
                 'target': target.name,
                 'dimension': dimension.name,
@@ -153,8 +183,11 @@ def measure(dimension, targets, options, progress):
         for _ in range(rounds):
             for target in targets.each():
                 us_each = entries[target.name]['us_each']
-                for method, batch in zip(us_each, (detach, attach), strict=True):
-                    us_each[method].append(target.pipelined(batch) * 1e6 / len(names))
+                for method, batch, at_once in zip(
+                    us_each, (detach, attach), (AT_ONCE, attach_at_once), strict=True
+                ):
+                    seconds = target.in_parts(batch, at_once)
+                    us_each[method].append(seconds * 1e6 / len(names))
         for target in targets.each():
             target.show_steps()
             for _ in range(alone):

@@ -75,10 +75,10 @@ class Target(TargetProcess):
     def pipelined(self, requests):
         return self.client.pipelined(requests)
 
-    def prepare(self, requests):
-        """For any number of requests: SPDK has no room for more than some hundred at once."""
-        for start in range(0, len(requests), AT_ONCE):
-            self.pipelined(requests[start : start + AT_ONCE])
+    def in_parts(self, requests, at_once=AT_ONCE):
+        """As `pipelined`, for any number of requests."""
+        starts = range(0, len(requests), at_once)
+        return sum(self.pipelined(requests[start : start + at_once]) for start in starts)
 
     def make_lvstore(self, base='aio', gib=64, **options):
         """An lvstore `lvs` on a new base bdev."""
@@ -111,8 +111,8 @@ class Target(TargetProcess):
 
     def create_with_parents(self, lvols, mib):
         """Thin lvols that own nothing, each with a parent that owns nothing."""
-        self.prepare([create_request(lvol, mib) for lvol in lvols])
-        self.prepare([snapshot_request(lvol, parent_of(lvol)) for lvol in lvols])
+        self.in_parts([create_request(lvol, mib) for lvol in lvols])
+        self.in_parts([snapshot_request(lvol, parent_of(lvol)) for lvol in lvols])
 
     def snapshot(self, lvol, snapshot):
         self.pipelined([snapshot_request(lvol, snapshot)])
