@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use spdk_lvol_detach::internals::blob::BlobId;
-use spdk_lvol_detach::internals::memory_dev::{self, Hook, Image};
+use spdk_lvol_detach::internals::memory_dev::Image;
 use spdk_sys as sys;
+use store::hooked_dev::{self, Hook};
 use store::scenarios::{CHAIN, Name, Op, State, THREE_PAGES, TWO_PAGES, World, prepare};
 use store::{Layout, MD_PAGE_LEN, image, run, start};
 
@@ -178,7 +179,7 @@ fn what_spdk_has_failed_to_write_stays_unwritten() {
         let fails = Rc::new(RefCell::new(false));
         let failing = Rc::clone(&fails);
         let hook: Hook = Box::new(move |event| match event {
-            memory_dev::Event::Write { .. } if *failing.borrow() => -libc::EIO,
+            hooked_dev::Event::Write { .. } if *failing.borrow() => -libc::EIO,
             _ => 0,
         });
         let mut world = World::load(&image, Some(hook), &names).await.unwrap();
@@ -304,9 +305,9 @@ fn watch() -> (Rc<RefCell<Vec<Io>>>, Hook) {
     let noted = Rc::clone(&all);
     let hook: Hook = Box::new(move |event| {
         noted.borrow_mut().push(match event {
-            memory_dev::Event::Read { len, .. } => Io::Read(len),
-            memory_dev::Event::Write { bytes, .. } => Io::Write(bytes.len()),
-            memory_dev::Event::Flush => Io::Flush,
+            hooked_dev::Event::Read { len, .. } => Io::Read(len),
+            hooked_dev::Event::Write { bytes, .. } => Io::Write(bytes.len()),
+            hooked_dev::Event::Flush => Io::Flush,
         });
         0
     });

@@ -1,4 +1,4 @@
-//! A blobstore device in memory: what `scratch` and the tests run SPDK's blobstore on.
+//! A blobstore device in memory, with what SPDK's blobstore needs of one.
 
 use std::cell::RefCell;
 use std::os::raw::{c_int, c_void};
@@ -13,31 +13,6 @@ pub const BLOCK_LEN: usize = 512;
 /// The device's content. It outlives the device.
 pub type Image = Rc<RefCell<Vec<u8>>>;
 
-/// What the device is asked to do. Offsets and lengths are in bytes.
-#[derive(Debug, Clone, Copy)]
-pub enum Event<'a> {
-    /// A read.
-    Read {
-        /// Where it starts.
-        offset: u64,
-        /// How long it is.
-        len: usize,
-    },
-    /// A write. Unmaps are writes of zeroes.
-    Write {
-        /// Where it starts.
-        offset: u64,
-        /// What is written.
-        bytes: &'a [u8],
-    },
-    /// A flush of the device's write cache.
-    Flush,
-}
-
-/// Sees each event before it is done. What it returns, 0 or a negated errno, is the status; what
-/// fails isn't done.
-pub type Hook = Box<dyn FnMut(Event<'_>) -> c_int>;
-
 /// # Invariants
 ///
 /// It is on the heap, at an address that is registered as an io_device, and `dev` is its first
@@ -46,11 +21,10 @@ pub type Hook = Box<dyn FnMut(Event<'_>) -> c_int>;
 struct MemoryDev {
     dev: sys::spdk_bs_dev,
     image: Image,
-    hook: Option<Hook>,
 }
 
 /// Makes a device. The blobstore that it is given to destroys it.
-pub fn create(image: Image, hook: Option<Hook>) -> *mut sys::spdk_bs_dev {
+pub fn create(image: Image) -> *mut sys::spdk_bs_dev {
     let blocks = image.borrow().len() / BLOCK_LEN;
     let dev = sys::spdk_bs_dev {
         create_channel: Some(create_channel),
@@ -58,18 +32,13 @@ pub fn create(image: Image, hook: Option<Hook>) -> *mut sys::spdk_bs_dev {
         destroy: Some(destroy),
         read: Some(read),
         write: Some(write),
-        readv: Some(readv),
-        writev: Some(writev),
-        readv_ext: Some(readv_ext),
-        writev_ext: Some(writev_ext),
         write_zeroes: Some(write_zeroes),
         unmap: Some(write_zeroes),
-        flush: Some(flush),
         blockcnt: blocks as u64,
         blocklen: BLOCK_LEN as u32,
         ..Default::default()
     };
-    let this = Box::into_raw(Box::new(MemoryDev { dev, image, hook }));
+    let this = Box::into_raw(Box::new(MemoryDev { dev, image }));
     // SAFETY: the address is unique, and stays valid until `destroy` has unregistered it.
     unsafe {
         sys::spdk_io_device_register(
@@ -108,7 +77,7 @@ unsafe extern "C" fn destroy(dev: *mut sys::spdk_bs_dev) {
 }
 
 /// Completes an I/O from the thread's next round, as a device does.
-fn complete(cb_args: *mut sys::spdk_bs_dev_cb_args, status: c_int) {
+pub fn complete(cb_args: *mut sys::spdk_bs_dev_cb_args, status: c_int) {
     struct Done(*mut sys::spdk_bs_dev_cb_args, c_int);
     unsafe extern "C" fn done(ctx: *mut c_void) {
         // SAFETY: the box is from below. SPDK keeps the arguments until the callback is called,
@@ -129,12 +98,6 @@ fn complete(cb_args: *mut sys::spdk_bs_dev_cb_args, status: c_int) {
     }
 }
 
-impl MemoryDev {
-    fn ask(&mut self, event: Event<'_>) -> c_int {
-        self.hook.as_mut().map_or(0, |hook| hook(event))
-    }
-}
-
 /// Where an I/O starts and ends in the image, if it is within.
 fn range(dev: &MemoryDev, lba: u64, lba_count: u64) -> Option<std::ops::Range<usize>> {
     let start = usize::try_from(lba).ok()?.checked_mul(BLOCK_LEN)?;
@@ -142,86 +105,14 @@ fn range(dev: &MemoryDev, lba: u64, lba_count: u64) -> Option<std::ops::Range<us
     (end <= dev.image.borrow().len()).then_some(start..end)
 }
 
+/// The device behind SPDK's pointer to it.
+///
 /// # Safety
 ///
-/// `dev` is from `create`, and the parts of `iov` can be written to.
-unsafe fn read_into(
-    dev: *mut sys::spdk_bs_dev,
-    iov: &[sys::iovec],
-    lba: u64,
-    lba_count: u32,
-) -> c_int {
-    // SAFETY: the device is the first field of a `MemoryDev` (invariant), and is used by one
-    // thread; the hook has no way to it.
-    let this = unsafe { &mut *dev.cast::<MemoryDev>() };
-    let Some(range) = range(this, lba, lba_count.into()) else {
-        return -libc::EIO;
-    };
-    let status = this.ask(Event::Read { offset: range.start as u64, len: range.len() });
-    if status != 0 {
-        return status;
-    }
-    let image = this.image.borrow();
-    let mut source = image.get(range).unwrap_or_default();
-    for part in iov {
-        let (now, later) = source.split_at(source.len().min(part.iov_len));
-        // SAFETY: the part can be written to, as the caller says.
-        unsafe { ptr::copy_nonoverlapping(now.as_ptr(), part.iov_base.cast(), now.len()) };
-        source = later;
-    }
-    0
-}
-
-/// # Safety
-///
-/// `dev` is from `create`.
-unsafe fn write_bytes(dev: *mut sys::spdk_bs_dev, lba: u64, bytes: &[u8]) -> c_int {
-    // SAFETY: the device is the first field of a `MemoryDev` (invariant), and is used by one
-    // thread; the hook has no way to it.
-    let this = unsafe { &mut *dev.cast::<MemoryDev>() };
-    let Some(range) = range(this, lba, (bytes.len() / BLOCK_LEN) as u64) else {
-        return -libc::EIO;
-    };
-    let status = this.ask(Event::Write { offset: range.start as u64, bytes });
-    if status == 0
-        && let Some(target) = this.image.borrow_mut().get_mut(range)
-    {
-        target.copy_from_slice(bytes);
-    }
-    status
-}
-
-/// # Safety
-///
-/// `dev` is from `create`, and the parts of `iov` can be read.
-unsafe fn write_from(
-    dev: *mut sys::spdk_bs_dev,
-    iov: &[sys::iovec],
-    lba: u64,
-    lba_count: u32,
-) -> c_int {
-    let mut bytes = Vec::with_capacity(lba_count as usize * BLOCK_LEN);
-    for part in iov {
-        // SAFETY: the part can be read, as the caller says.
-        bytes.extend_from_slice(unsafe {
-            std::slice::from_raw_parts(part.iov_base.cast(), part.iov_len)
-        });
-    }
-    bytes.truncate(lba_count as usize * BLOCK_LEN);
-    // SAFETY: as the caller says.
-    unsafe { write_bytes(dev, lba, &bytes) }
-}
-
-/// # Safety
-///
-/// `iov` has `iovcnt` elements.
-unsafe fn parts<'a>(iov: *mut sys::iovec, iovcnt: c_int) -> &'a [sys::iovec] {
-    // SAFETY: as the caller says.
-    unsafe { std::slice::from_raw_parts(iov, usize::try_from(iovcnt).unwrap_or_default()) }
-}
-
-fn one_part(payload: *mut c_void, lba_count: u32) -> [sys::iovec; 1] {
-    [sys::iovec { iov_base: payload, iov_len: lba_count as usize * BLOCK_LEN }]
+/// `dev` is from `create`, and not destroyed.
+unsafe fn this<'a>(dev: *mut sys::spdk_bs_dev) -> &'a MemoryDev {
+    // SAFETY: the device is the first field of a `MemoryDev` (invariant).
+    unsafe { &*dev.cast::<MemoryDev>() }
 }
 
 unsafe extern "C" fn read(
@@ -232,8 +123,19 @@ unsafe extern "C" fn read(
     lba_count: u32,
     cb_args: *mut sys::spdk_bs_dev_cb_args,
 ) {
-    // SAFETY: SPDK passes its device and a buffer of that many blocks.
-    complete(cb_args, unsafe { read_into(dev, &one_part(payload, lba_count), lba, lba_count) });
+    // SAFETY: SPDK passes its device.
+    let this = unsafe { this(dev) };
+    let status = match range(this, lba, lba_count.into()) {
+        Some(range) => {
+            let image = this.image.borrow();
+            let bytes = image.get(range).unwrap_or_default();
+            // SAFETY: SPDK passes a buffer of that many blocks.
+            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), payload.cast(), bytes.len()) };
+            0
+        }
+        None => -libc::EIO,
+    };
+    complete(cb_args, status);
 }
 
 unsafe extern "C" fn write(
@@ -244,62 +146,10 @@ unsafe extern "C" fn write(
     lba_count: u32,
     cb_args: *mut sys::spdk_bs_dev_cb_args,
 ) {
-    // SAFETY: SPDK passes its device and a buffer of that many blocks.
-    complete(cb_args, unsafe { write_from(dev, &one_part(payload, lba_count), lba, lba_count) });
-}
-
-unsafe extern "C" fn readv(
-    dev: *mut sys::spdk_bs_dev,
-    _: *mut sys::spdk_io_channel,
-    iov: *mut sys::iovec,
-    iovcnt: c_int,
-    lba: u64,
-    lba_count: u32,
-    cb_args: *mut sys::spdk_bs_dev_cb_args,
-) {
-    // SAFETY: SPDK passes its device and buffers of that many blocks together.
-    complete(cb_args, unsafe { read_into(dev, parts(iov, iovcnt), lba, lba_count) });
-}
-
-unsafe extern "C" fn writev(
-    dev: *mut sys::spdk_bs_dev,
-    _: *mut sys::spdk_io_channel,
-    iov: *mut sys::iovec,
-    iovcnt: c_int,
-    lba: u64,
-    lba_count: u32,
-    cb_args: *mut sys::spdk_bs_dev_cb_args,
-) {
-    // SAFETY: SPDK passes its device and buffers of that many blocks together.
-    complete(cb_args, unsafe { write_from(dev, parts(iov, iovcnt), lba, lba_count) });
-}
-
-unsafe extern "C" fn readv_ext(
-    dev: *mut sys::spdk_bs_dev,
-    channel: *mut sys::spdk_io_channel,
-    iov: *mut sys::iovec,
-    iovcnt: c_int,
-    lba: u64,
-    lba_count: u32,
-    cb_args: *mut sys::spdk_bs_dev_cb_args,
-    _: *mut sys::spdk_blob_ext_io_opts,
-) {
-    // SAFETY: as for `readv`.
-    unsafe { readv(dev, channel, iov, iovcnt, lba, lba_count, cb_args) }
-}
-
-unsafe extern "C" fn writev_ext(
-    dev: *mut sys::spdk_bs_dev,
-    channel: *mut sys::spdk_io_channel,
-    iov: *mut sys::iovec,
-    iovcnt: c_int,
-    lba: u64,
-    lba_count: u32,
-    cb_args: *mut sys::spdk_bs_dev_cb_args,
-    _: *mut sys::spdk_blob_ext_io_opts,
-) {
-    // SAFETY: as for `writev`.
-    unsafe { writev(dev, channel, iov, iovcnt, lba, lba_count, cb_args) }
+    let len = lba_count as usize * BLOCK_LEN;
+    // SAFETY: SPDK passes its device, and a buffer of that many blocks.
+    let (this, bytes) = unsafe { (this(dev), std::slice::from_raw_parts(payload.cast(), len)) };
+    complete(cb_args, put(this, lba, bytes));
 }
 
 /// Also unmaps.
@@ -312,16 +162,17 @@ unsafe extern "C" fn write_zeroes(
 ) {
     let zeroes = vec![0; usize::try_from(lba_count).unwrap_or_default() * BLOCK_LEN];
     // SAFETY: SPDK passes its device.
-    complete(cb_args, unsafe { write_bytes(dev, lba, &zeroes) });
+    complete(cb_args, put(unsafe { this(dev) }, lba, &zeroes));
 }
 
-unsafe extern "C" fn flush(
-    dev: *mut sys::spdk_bs_dev,
-    _: *mut sys::spdk_io_channel,
-    cb_args: *mut sys::spdk_bs_dev_cb_args,
-) {
-    // SAFETY: the device is the first field of a `MemoryDev` (invariant), and is used by one thread;
-    // the hook has no way to it.
-    let this = unsafe { &mut *dev.cast::<MemoryDev>() };
-    complete(cb_args, this.ask(Event::Flush));
+fn put(dev: &MemoryDev, lba: u64, bytes: &[u8]) -> c_int {
+    let range = range(dev, lba, (bytes.len() / BLOCK_LEN) as u64);
+    let mut image = dev.image.borrow_mut();
+    match range.and_then(|range| image.get_mut(range)) {
+        Some(target) => {
+            target.copy_from_slice(bytes);
+            0
+        }
+        None => -libc::EIO,
+    }
 }

@@ -47,7 +47,7 @@ impl Scratch {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("lvol_detach_scratch_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let image = Rc::new(RefCell::new(vec![0; NUM_CLUSTERS * CLUSTER_LEN as usize]));
-        let dev = memory_dev::create(Rc::clone(&image), None);
+        let dev = memory_dev::create(Rc::clone(&image));
         let mut roomy = RoomyOpts::default();
         let (callback, done) = Callback::<(*mut sys::spdk_lvol_store, c_int)>::new();
         let ctx = callback.into_ctx();

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::os::raw::c_int;
 use std::rc::Rc;
 
-use spdk_lvol_detach::internals::memory_dev::{BLOCK_LEN, Event, Hook, Image};
+use spdk_lvol_detach::internals::memory_dev::{BLOCK_LEN, Image};
+
+use super::hooked_dev::{Event, Hook};
 
 /// What a write that is reported as failed has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::raw::{c_int, c_void};
 use std::rc::Rc;
 
-use spdk_lvol_detach::internals::memory_dev::{self, BLOCK_LEN, Hook, Image};
+use spdk_lvol_detach::internals::memory_dev::{BLOCK_LEN, Image};
 use spdk_sys as sys;
+
+use super::hooked_dev::{self, Hook};
 
 /// Of a torn write with more changed blocks than this only prefixes, suffixes, and those that lack
 /// one block are tried. A metadata page has eight.
@@ -234,16 +236,16 @@ impl Event {
     }
 }
 
-fn note(log: &Rc<RefCell<Log>>, image: &Image, event: memory_dev::Event<'_>) -> c_int {
+fn note(log: &Rc<RefCell<Log>>, image: &Image, event: hooked_dev::Event<'_>) -> c_int {
     let mut noted = log.borrow_mut();
     let index = noted.events.len();
     let event = match event {
         _ if noted.is_closed => return 0,
-        memory_dev::Event::Read { .. } => return 0,
-        memory_dev::Event::Write { offset, bytes } => {
+        hooked_dev::Event::Read { .. } => return 0,
+        hooked_dev::Event::Write { offset, bytes } => {
             Event::Write { offset: offset as usize, bytes: bytes.to_vec() }
         }
-        memory_dev::Event::Flush => Event::Flush,
+        hooked_dev::Event::Flush => Event::Flush,
     };
     let fails = noted.until_failure == Some(0);
     noted.until_failure = if fails { None } else { noted.until_failure.map(|count| count - 1) };

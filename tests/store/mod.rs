@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 
 pub mod faulty_dev;
+pub mod hooked_dev;
 pub mod journal;
 pub mod power_cut;
 pub mod recording;
@@ -23,11 +24,13 @@ use spdk_lvol_detach::internals::blob::{BlobId, Blobstore, OpenBlob};
 use spdk_lvol_detach::internals::error::{Error, Result, check};
 use spdk_lvol_detach::internals::guard;
 use spdk_lvol_detach::internals::log;
-use spdk_lvol_detach::internals::memory_dev::{self, Hook, Image};
+use spdk_lvol_detach::internals::memory_dev::{self, Image};
 use spdk_lvol_detach::internals::steps::Steps;
 use spdk_lvol_detach::internals::task::{self, Callback, status, status_callback};
 use spdk_lvol_detach::internals::{Detached, detach};
 use spdk_sys as sys;
+
+use hooked_dev::Hook;
 
 /// Bytes of a cluster, unless a [`Layout`] says otherwise.
 pub const CLUSTER_LEN: usize = 16 * 1024;
@@ -151,7 +154,7 @@ impl Store {
 
     async fn start(image: &Image, hook: Option<Hook>, create: Option<Layout>) -> Result<Store> {
         let zeroes = zeroes_dev().await?;
-        let dev = memory_dev::create(Rc::clone(image), hook);
+        let dev = hooked_dev::create(Rc::clone(image), hook);
         let mut opts = sys::spdk_bs_opts::default();
         let (callback, done) = Callback::<(*mut sys::spdk_blob_store, c_int)>::new();
         // SAFETY: the device belongs to SPDK from here on; the options are copied.

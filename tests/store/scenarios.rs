@@ -6,8 +6,9 @@ use std::thread;
 
 use spdk_lvol_detach::internals::blob::{BlobId, OpenBlob};
 use spdk_lvol_detach::internals::error::Result;
-use spdk_lvol_detach::internals::memory_dev::{Hook, Image};
+use spdk_lvol_detach::internals::memory_dev::Image;
 
+use super::hooked_dev::Hook;
 use super::{Description, Layout, Store, image, run, start};
 
 /// How a scenario calls a blob.
