@@ -22,7 +22,6 @@ pub fn main() -> Result<(), Box<dyn Error>> {
         opts.no_huge = true;
         opts.no_pci = true;
         opts.mem_size = 1024;
-        opts.disable_cpumask_locks = true;
         let rc = spdk::spdk_app_start(&mut opts, Some(started), null_mut());
         spdk::spdk_app_fini();
         rc

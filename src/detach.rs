@@ -24,6 +24,7 @@ use crate::turns::{self, Turn};
 pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     let mut steps = Steps::start();
     let outcome = async {
+        Lvol::refuse_external(name)?;
         let (lvol, bs, _turn) = find(name).await?;
         let id = lvol.blob_id();
         detach(bs, id, Some(lvol), zeroes, &mut steps).await

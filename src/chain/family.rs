@@ -9,7 +9,7 @@ use crate::base::error::{Error, Result};
 use crate::base::task::Rests;
 use crate::chain::blob::{BlobId, Blobstore, Lock, OpenBlob, Parent};
 use crate::chain::lineage::{self, Listed, Reader};
-use crate::chain::lvol::Lvol;
+use crate::chain::lvol::{Lvol, external_parent};
 
 /// How long to wait for an SPDK operation on one of the family: a snapshot, a clone or a
 /// deletion takes a moment, and a refused detach aborts a rebuild of Longhorn's engine, which
@@ -144,10 +144,7 @@ impl Survey<'_> {
         let id = match self.root.blob.parent() {
             Parent::Snapshot(id) => id,
             Parent::None => return Err(Error::new(libc::EINVAL, format!("{name} has no parent"))),
-            Parent::External => {
-                let what = format!("the parent of {name} is an external snapshot");
-                return Err(Error::new(libc::EINVAL, what));
-            }
+            Parent::External => return Err(external_parent(&name)),
         };
         let Some(blob) = self.bs.get_open(id) else {
             return Err(inconsistent(format!(

@@ -34,12 +34,31 @@ impl Lvol {
     /// Opens the lvol with this UUID or alias (`lvs/lvol`), which may be anything.
     pub fn find(name: &CStr) -> Result<Lvol> {
         // `spdk_bdev_open_ext` would log a name that it doesn't know, of any length, as it is.
-        // SAFETY: the name is valid during the call.
-        if unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) }.is_null() {
-            let shown = name.to_string_lossy();
-            return Err(Error::new(libc::ENODEV, format!("there is no bdev {shown}")));
-        }
+        registered(name)?;
         Lvol::open(name)
+    }
+
+    /// Refuses a clone of an external snapshot without opening its bdev.
+    ///
+    /// Up to SPDK 25.05 opening looks at the external snapshot's device (`bdev_desc_alloc`, lib/bdev/bdev.c), of
+    /// which a `bdev_lvol_set_parent_bdev` that has failed half-way leaves the address although it has been freed
+    /// (`lvol_set_external_parent_cb`, lib/lvol/lvol.c).
+    pub fn refuse_external(name: &CStr) -> Result<()> {
+        // SAFETY: the bdev, and so the lvol with its store, is there until this thread, where bdevs are
+        // unregistered, goes on to something else. The blob of an lvol that has a bdev is open.
+        unsafe {
+            let Ok(lvol) = registered(name) else { return Ok(()) };
+            let (lvol, blob) = (lvol.as_ptr(), (*lvol.as_ptr()).blob);
+            if blob.is_null()
+                || (*blob).parent_id != sys::SPDK_BLOBID_EXTERNAL_SNAPSHOT
+                || (*blob).locked_operation_in_progress
+            {
+                return Ok(());
+            }
+            let (store, name) =
+                (text(&raw const (*(*lvol).lvol_store).name), text(&raw const (*lvol).name));
+            Err(external_parent(&format!("{store}/{name}")))
+        }
     }
 
     /// The name of this lvol's bdev, by which it can be found as long as it is there: its UUID, or what an
@@ -51,7 +70,7 @@ impl Lvol {
     pub unsafe fn bdev_name(lvol: NonNull<sys::spdk_lvol>) -> Result<CString> {
         // SAFETY: what the caller says. `unique_id` is set when the lvol comes, and ends in NUL.
         let name = unsafe { CStr::from_ptr((&raw const (*lvol.as_ptr()).unique_id).cast()) };
-        if Lvol::find(name)?.lvol == lvol {
+        if registered(name)? == lvol {
             Ok(name.to_owned())
         } else {
             let what = format!("the bdev {} is not that of this lvol", name.to_string_lossy());
@@ -61,29 +80,25 @@ impl Lvol {
 
     /// Opens the lvol with this UUID or alias.
     fn open(name: &CStr) -> Result<Lvol> {
-        let shown = || name.to_string_lossy();
         let mut desc = ptr::null_mut();
         // SAFETY: the name and the place for the descriptor are valid during the call.
         let rc = unsafe {
             let context = ptr::null_mut();
             sys::spdk_bdev_open_ext(name.as_ptr(), false, Some(bdev_event), context, &mut desc)
         };
-        check(rc, || format!("could not open the bdev {}", shown()))?;
-        let no_lvol = || Error::new(libc::ENODEV, format!("the bdev {} is not an lvol", shown()));
-        let desc = NonNull::new(desc).ok_or_else(no_lvol)?;
-        // SAFETY: the descriptor is open, and so the bdev is registered, by a module with a name.
-        // The module `lvol` keeps its `struct spdk_lvol` as the context.
+        check(rc, || format!("could not open the bdev {}", name.to_string_lossy()))?;
+        let desc = NonNull::new(desc).ok_or_else(|| no_lvol(name))?;
+        // SAFETY: the descriptor is open, and so the bdev is registered.
         let (bdev, lvol) = unsafe {
             let bdev = sys::spdk_bdev_desc_get_bdev(desc.as_ptr());
-            let is_lvol = CStr::from_ptr(sys::spdk_bdev_get_module_name(bdev)) == MODULE;
-            (bdev, if is_lvol { (*bdev).ctxt.cast() } else { ptr::null_mut() })
+            (bdev, lvol_of(bdev))
         };
-        match (NonNull::new(bdev), NonNull::new(lvol)) {
+        match (NonNull::new(bdev), lvol) {
             (Some(bdev), Some(lvol)) => Ok(Lvol { desc, bdev, lvol }),
             _ => {
                 // SAFETY: the descriptor was opened above, on this thread.
                 unsafe { sys::spdk_bdev_close(desc.as_ptr()) };
-                Err(no_lvol())
+                Err(no_lvol(name))
             }
         }
     }
@@ -186,6 +201,39 @@ impl Lvol {
         }
         async move { done.await.flatten() }
     }
+}
+
+/// The lvol that has the bdev of this name.
+fn registered(name: &CStr) -> Result<NonNull<sys::spdk_lvol>> {
+    // SAFETY: the name is valid during the call.
+    let bdev = unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) };
+    if bdev.is_null() {
+        let what = format!("there is no bdev {}", name.to_string_lossy());
+        return Err(Error::new(libc::ENODEV, what));
+    }
+    // SAFETY: the bdev is registered.
+    unsafe { lvol_of(bdev) }.ok_or_else(|| no_lvol(name))
+}
+
+fn no_lvol(name: &CStr) -> Error {
+    Error::new(libc::ENODEV, format!("the bdev {} is not an lvol", name.to_string_lossy()))
+}
+
+/// # Safety
+///
+/// The bdev is registered.
+unsafe fn lvol_of(bdev: *mut sys::spdk_bdev) -> Option<NonNull<sys::spdk_lvol>> {
+    // SAFETY: a bdev that is registered has a module with a name. The module `lvol` keeps its
+    // `struct spdk_lvol` as the context.
+    unsafe {
+        let is_lvol = CStr::from_ptr(sys::spdk_bdev_get_module_name(bdev)) == MODULE;
+        if is_lvol { NonNull::new((*bdev).ctxt.cast()) } else { None }
+    }
+}
+
+/// The refusal of an lvol that reads through an external snapshot.
+pub fn external_parent(name: &str) -> Error {
+    Error::new(libc::EINVAL, format!("the parent of {name} is an external snapshot"))
 }
 
 impl Drop for Lvol {
