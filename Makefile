@@ -80,6 +80,7 @@ lint: setup
 	@$(ENV) cargo clippy --workspace --all-targets --release --locked -- -D warnings
 	@$(ENV) RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps --locked --quiet
 	@$(ENV) shellcheck -x scripts/*.sh scripts/spdk_tgt tests/*.sh .ci/run
+	@$(ENV) python3 scripts/copyright.py >/dev/null
 	@$(ENV) ruff check --quiet --no-cache python examples scripts
 	@$(ENV) ruff format --quiet --no-cache --check python examples scripts
 

@@ -16,6 +16,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SPDK = Path(os.environ['SPDK_ROOT_DIR'])
 
+
+def fail(reason):
+    sys.exit(f'copyright: {reason}')
+
+
+def dpdk():
+    """DPDK's sources: SPDK's own, or those beside what `--with-dpdk` names."""
+    config = (SPDK / 'mk/config.mk').read_text()
+    named = Path(re.search(r'^CONFIG_DPDK_DIR\?=(.*)$', config, re.MULTILINE)[1])
+    for folder in (SPDK / 'dpdk', named, named.parent):
+        if (folder / 'license').is_dir():
+            return folder
+    fail(f'the sources of DPDK are neither in {SPDK / "dpdk"} nor at {named}')
+
+
+DPDK = dpdk()
+
 # Of the licences that a file offers, those by which it is used here.
 TAKEN = {
     'BSD-3-Clause': ['BSD-3-Clause'],
@@ -41,10 +58,10 @@ CRATES = {
 
 # Folder, name, and where it has what is linked.
 COMPONENTS = [
-    ('.', 'spdk', ['app/spdk_tgt', 'include', 'lib', 'module']),
-    ('dpdk', 'dpdk', ['drivers/bus/pci', 'drivers/mempool/ring', 'drivers/power', 'lib']),
-    ('isa-l', 'isa-l', ['.']),
-    ('isa-l-crypto', 'isa-l-crypto', ['.']),
+    (SPDK, 'spdk', ['app/spdk_tgt', 'include', 'lib', 'module']),
+    (DPDK, 'dpdk', ['drivers/bus/pci', 'drivers/mempool/ring', 'drivers/power', 'lib']),
+    (SPDK / 'isa-l', 'isa-l', ['.']),
+    (SPDK / 'isa-l-crypto', 'isa-l-crypto', ['.']),
 ]
 
 RUST = """\
@@ -54,10 +71,6 @@ License: MIT or Apache-2.0
 Comment: Rust's standard library and what is linked into it: addr2line, adler2, cfg-if, gimli,
  hashbrown, libc, memchr, miniz_oxide, object, rustc-demangle.
 """
-
-
-def fail(reason):
-    sys.exit(f'copyright: {reason}')
 
 
 def sources(folder):
@@ -85,10 +98,11 @@ def marks(folders):
 
 
 def component(folder, name, parts):
-    licences, holders = marks([SPDK / folder / part for part in parts])
+    licences, holders = marks([folder / part for part in parts])
     # isa-l has no marks, but one LICENSE.
     licence = ' and '.join(sorted(licences or {'BSD-3-Clause'}, reverse=True))
-    lines = '\n '.join(sorted(holders, key=str.lower))
+    holders = holders or {f'the authors of {name}'}
+    lines = '\n '.join(sorted(holders, key=lambda holder: (holder.lower(), holder)))
     return f'Files: {name}/*\nCopyright: {lines}\nLicense: {licence}\n'
 
 
@@ -149,7 +163,7 @@ def texts(packages):
         fail('no crate has the text of the MIT licence')
 
     def licence(name):
-        text = (SPDK / f'dpdk/license/{name}.txt').read_text()
+        text = (DPDK / f'license/{name}.txt').read_text()
         return text[text.index('Redistribution') if 'bsd' in name else text.index('Permission') :]
 
     apache = 'On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n'
