@@ -40,6 +40,12 @@ fn expect_same_refusal(target: &Target, lvol: &str) -> RpcError {
     error
 }
 
+/// What it warns of.
+fn abouts(said: &Value) -> Vec<&str> {
+    let warnings = said["warnings"].as_array().unwrap();
+    warnings.iter().map(|warning| warning["about"].as_str().unwrap()).collect()
+}
+
 fn names(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect()
 }
@@ -60,7 +66,16 @@ fn it_says_what_the_lvol_and_its_readers_show_of_whom() {
     let target = chain();
     let uuid = |lvol: &str| target.lvol(lvol).uuid;
 
-    let said = check(&target, "lvs/snap3");
+    // SPDK before 24.05 doesn't unmap files, and has no set_parent.
+    let as_later = |mut said: Value| {
+        if cfg!(not(spdk_blob_set_parent)) {
+            assert_eq!(abouts(&said), ["unmap"]);
+            said["warnings"] = json!([]);
+            assert_eq!(said["undo"].take()["why_not"], "this SPDK has no bdev_lvol_set_parent");
+        }
+        said
+    };
+    let said = as_later(check(&target, "lvs/snap3"));
 
     let idle = json!({
         "open": false, "claimed": false, "num_io_channels": 0, "num_io_in_flight": 0,
@@ -90,11 +105,11 @@ fn it_says_what_the_lvol_and_its_readers_show_of_whom() {
             "num_lost_clusters": 3, "lost_ranges": [[0, 2], [4, 1]],
         }))],
         "refusal": null,
-        "undo": {
+        "undo": cfg!(spdk_blob_set_parent).then(|| json!({
             "possible": true,
             "as_long_as": "lvs/snap2 is there and nothing that reads through lvs/snap3 is written to or \
                            resized; after a restart of the target lvs/snap2 needs a clone first",
-        },
+        })),
         "warnings": [],
     }));
     assert_eq!(said, expected);
@@ -104,8 +119,9 @@ fn it_says_what_the_lvol_and_its_readers_show_of_whom() {
     let mut expected = expected;
     expected.as_object_mut().unwrap().remove("lost_ranges");
     expected["readers"][0].as_object_mut().unwrap().remove("lost_ranges");
-    assert_eq!(brief, expected);
-    assert_eq!(target.must(CHECK, json!({"name": "lvs/snap3", "ranges": false})), expected);
+    assert_eq!(as_later(brief), expected);
+    let unasked = target.must(CHECK, json!({"name": "lvs/snap3", "ranges": false}));
+    assert_eq!(as_later(unasked), expected);
 }
 
 // --- It is exact ---
@@ -449,7 +465,7 @@ fn what_can_not_be_right_is_said_and_nothing_that_follows_from_it() {
     for unknown in ["ancestors", "readers", "num_lost_clusters", "lost_ranges", "undo"] {
         assert_eq!(said.get(unknown), None, "{said}");
     }
-    assert_eq!(said["warnings"][0]["about"], "chain", "{said}");
+    assert!(abouts(&said).contains(&"chain"), "{said}");
     assert_eq!(said["num_clusters"], 4);
 }
 
@@ -556,9 +572,7 @@ fn it_warns_of_what_was_deleted_and_of_what_is_not_flushed_and_so_does_the_detac
 
     let said = target.must(CHECK, json!({"name": "plain/vol"}));
 
-    let about: Vec<_> =
-        said["warnings"].as_array().unwrap().iter().map(|warning| &warning["about"]).collect();
-    assert_eq!(about, ["unmap", "flush"]);
+    assert_eq!(abouts(&said), ["unmap", "flush"]);
     let message = |index: usize| said["warnings"][index]["message"].as_str().unwrap();
     assert!(message(0).contains("the base bdev plain-base has no unmap"), "{said}");
     assert!(message(1).contains("LVOL_DETACH_FLUSH=off"), "{said}");
@@ -733,7 +747,7 @@ fn clusters_that_are_allocated_meanwhile_are_told_of() {
         let lost = said["num_lost_clusters"].as_u64().unwrap();
         let (least, most) = (ALL - (round + 1) * EACH, ALL - round * EACH);
         assert!((least..=most).contains(&lost), "{said}");
-        let warned = said["warnings"][0]["about"] == "writes";
+        let warned = abouts(&said).contains(&"writes");
         // What was counted is true, or it is said that it may not be.
         let owned = said["num_allocated_clusters"].as_u64().unwrap();
         assert!(warned || had_ended || owned == (round + 1) * EACH, "{said}");

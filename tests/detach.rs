@@ -1078,7 +1078,7 @@ fn the_log_tells_of_the_registration_and_of_each_detach() {
 
     // A refusal is a WARNING, in the words of the reply.
     let error = detach_error(&target, "lvs/keeper");
-    let told = one_line_with(&["*WARNING*", "lvs/keeper"]);
+    let told = one_line_with(&["*WARNING*", "lvs/keeper has"]);
     assert!(told.contains(&error.message), "{told} does not say {error}");
 
     // Who wants no notices gets none.
