@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::iscsi;
 use common::lvstore::{Lvstore, MIB};
+use common::metadata;
 use common::rpc::{EBUSY, EINVAL, ENODEV, INVALID_PARAMS, RpcError};
 use common::target::{Options, Target};
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 const DETACH: &str = "bdev_lvol_detach_parent";
 const CHECK: &str = "bdev_lvol_check_detach_parent";
 const EUCLEAN: i64 = -(libc::EUCLEAN as i64);
+const EILSEQ: i64 = -(libc::EILSEQ as i64);
 
 fn chain() -> Target {
     let target = Target::with_lvstore(Lvstore::default());
@@ -467,6 +469,19 @@ fn what_can_not_be_right_is_said_and_nothing_that_follows_from_it() {
     }
     assert!(abouts(&said).contains(&"chain"), "{said}");
     assert_eq!(said["num_clusters"], 4);
+}
+
+#[test]
+fn metadata_that_the_device_has_not_is_said() {
+    let target = chain();
+    let mend = metadata::spoil(target.file("lvs"), &target.lvol("lvs/snap3").uuid);
+
+    assert_eq!(expect_same_refusal(&target, "lvs/snap3").code, EILSEQ);
+    // The chain is known all the same.
+    assert_eq!(names(&check(&target, "lvs/snap3")["ancestors"]), ["lvs/snap2", "lvs/snap1"]);
+
+    mend();
+    target.detach("lvs/snap3");
 }
 
 #[test]

@@ -72,6 +72,18 @@ pub fn rename_xattr(file: &Path, uuid: &str, name: &str, other: &str) {
     write(file, offset, page);
 }
 
+/// Spoils the checksum, until what is returned is called. The target may run, if it doesn't write the page.
+pub fn spoil<'a>(file: &'a Path, uuid: &str) -> impl FnOnce() + use<'a> {
+    let (offset, _, page) = find(file, uuid);
+    let wrong = page[CRC].iter().map(|byte| !byte).collect::<Vec<_>>();
+    File::options()
+        .write(true)
+        .open(file)
+        .and_then(|file| file.write_all_at(&wrong, offset + CRC.start as u64))
+        .expect("the lvstore's file can be written");
+    move || write(file, offset, page)
+}
+
 /// Writes a page with the right checksum.
 fn write(file: &Path, offset: u64, mut page: Vec<u8>) {
     let crc = crc32c(&page[..CRC.start]);
