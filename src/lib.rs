@@ -31,8 +31,9 @@
 //!
 //! # How it works
 //!
-//! The design is in `docs/design.md`, with a picture of it. A call passes through the source files like this: `rpc`, `api` and
-//! `c_api` receive it, and `detach` is the operation from top to bottom; `turns` limits how many run at a time.
+//! The design is in `docs/design.md`, with a picture of it. A call passes through the source files like this:
+//! `rpc`, `api` and `c_api` receive it, and `detach` is the operation from top to bottom; `turns` limits how many
+//! run at a time.
 //! `check` determines what a detach would do, and `answer` writes the result.
 //! `chain` knows which blob reads through which, `md` what is on the device, `io` the I/O in flight, and `start`
 //! what happens once, when the target starts; `base` is the foundation for all of these.

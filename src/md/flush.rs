@@ -70,16 +70,14 @@ pub fn check(blob: &OpenBlob) -> Result<()> {
     if is_off() || unsafe { (*dev.dev).flush }.is_some() {
         return Ok(());
     }
-    dev.flushable().map(drop).map_err(|rc| {
-        Error::new(
-            rc,
-            match -rc {
-                libc::ENOTSUP => {
-                    "struct blob_bdev of the running SPDK is not the one that this was built for"
-                }
-                _ => "the base bdev could not be opened",
-            },
-        )
+    dev.flushable().map(drop).map_err(|rc| match -rc {
+        libc::ENOTSUP => Error::new(
+            libc::ENOTSUP,
+            "struct blob_bdev of the running SPDK is not the one that this was built for",
+        ),
+        // To a caller that would be a missing lvol.
+        libc::ENODEV => Error::new(libc::EIO, "the base bdev is being removed"),
+        _ => Error::new(rc, "the base bdev could not be opened"),
     })
 }
 
