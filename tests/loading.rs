@@ -98,6 +98,8 @@ fn an_application_without_lvols_is_not_disturbed() {
     );
     let says = |preload: &Path| {
         let output = Command::new(&program)
+            .args(["--no-huge", "-s", "256", "--no-pci", "--num-trace-entries", "0"])
+            .arg("--disable-cpumask-locks")
             .env("LD_LIBRARY_PATH", format!("{}:{}/isa-l/.libs", library_path(), root.display()))
             .env("LD_PRELOAD", preload)
             .output()

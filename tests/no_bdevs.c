@@ -21,12 +21,11 @@ main(int argc, char **argv)
 
 	spdk_app_opts_init(&opts, sizeof(opts));
 	opts.name = "no_bdevs";
-	opts.no_huge = true;
-	opts.mem_size = 256;
-	opts.no_pci = true;
 	opts.rpc_addr = NULL;
-	opts.num_entries = 0;
-	opts.disable_cpumask_locks = true;
+	rc = spdk_app_parse_args(argc, argv, &opts, NULL, NULL, NULL, NULL);
+	if (rc != SPDK_APP_PARSE_ARGS_SUCCESS) {
+		return 1;
+	}
 	rc = spdk_app_start(&opts, started, NULL);
 	spdk_app_fini();
 	return rc;
