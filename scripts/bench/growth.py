@@ -29,7 +29,7 @@ CLUSTERS_PER_ENTRY = 512
 
 @dataclass
 class Dimension:
-    """`prepare(target, point, lvols)` makes the lvols, and returns the parent of each."""
+    """`prepare(target, point, lvols)` makes the lvols. It returns the parents, where one has several."""
 
     name: str
     unit: str
@@ -43,7 +43,6 @@ class Dimension:
 
 def of_size(target, mib, lvols):
     target.create_with_parents(lvols, mib)
-    return map(parent_of, lvols)
 
 
 def of_pages(target, pages, lvols):
@@ -56,7 +55,6 @@ def of_pages(target, pages, lvols):
         target.delete(f'{lvol}-origin')
         target.create_full(lvol, mib)
         target.set_parent(lvol, parent_of(lvol))
-    return map(parent_of, lvols)
 
 
 def of_clones(target, clones, lvols):
@@ -68,7 +66,6 @@ def of_clones(target, clones, lvols):
     # The head is a clone, too. A snapshot is cloned by one request at a time.
     for number in range(clones - 1):
         target.pipelined([clone_request(lvol, f'{lvol}-{number}') for lvol in lvols])
-    return map(parent_of, lvols)
 
 
 def of_depth(target, depth, lvols):
@@ -76,7 +73,6 @@ def of_depth(target, depth, lvols):
     for level in range(depth - 1):
         target.pipelined([snapshot_request(lvol, f'{lvol}-{level}') for lvol in lvols])
     target.pipelined([snapshot_request(lvol, parent_of(lvol)) for lvol in lvols])
-    return map(parent_of, lvols)
 
 
 def of_store(target, count, lvols):
@@ -84,7 +80,6 @@ def of_store(target, count, lvols):
     others = [f'other{number}' for number in range(count // 2 - len(lvols))]
     # The others come first: SPDK keeps the snapshots in a list, in which ours are last.
     target.create_with_parents([*others, *lvols], LVOL_MIB)
-    return map(parent_of, lvols)
 
 
 def of_batch(target, snapshots, lvols):
@@ -167,7 +162,7 @@ def measure(dimension, targets, options, progress):
         entries = {}
         for target in targets.each():
             target.make_lvstore(**dimension.lvstore)
-            parents = list(dimension.prepare(target, point, names))
+            parents = list(dimension.prepare(target, point, names) or map(parent_of, names))
             attach = list(map(set_parent_request, names, parents))
             # It locks the parent: a second request for it would be refused.
             attach_at_once = min(AT_ONCE, len(set(parents)))

@@ -59,14 +59,22 @@ pub fn create(image: Image, hook: Option<Hook>) -> *mut sys::spdk_bs_dev {
     dev
 }
 
-/// What the hook says, and the device without it.
-fn ask(dev: *mut sys::spdk_bs_dev, event: Event<'_>) -> (c_int, sys::spdk_bs_dev) {
+/// What does it, unless the hook says that it fails: then that is its end.
+fn ask(
+    dev: *mut sys::spdk_bs_dev,
+    event: Event<'_>,
+    cb_args: *mut sys::spdk_bs_dev_cb_args,
+) -> Option<sys::spdk_bs_dev> {
     let (hook, plain) = HOOKED.with_borrow(|all| {
         let hooked = &all[&dev];
         (Rc::clone(&hooked.hook), hooked.plain)
     });
     let status = (hook.borrow_mut())(event);
-    (status, plain)
+    if status != 0 {
+        memory_dev::complete(cb_args, status);
+        return None;
+    }
+    Some(plain)
 }
 
 unsafe extern "C" fn read(
@@ -78,12 +86,9 @@ unsafe extern "C" fn read(
     cb_args: *mut sys::spdk_bs_dev_cb_args,
 ) {
     let len = lba_count as usize * BLOCK_LEN;
-    match ask(dev, Event::Read { offset: lba * BLOCK_LEN as u64, len }) {
+    if let Some(plain) = ask(dev, Event::Read { offset: lba * BLOCK_LEN as u64, len }, cb_args) {
         // SAFETY: SPDK's arguments are passed on.
-        (0, plain) => unsafe {
-            plain.read.unwrap()(dev, channel, payload, lba, lba_count, cb_args)
-        },
-        (status, _) => memory_dev::complete(cb_args, status),
+        unsafe { plain.read.unwrap()(dev, channel, payload, lba, lba_count, cb_args) }
     }
 }
 
@@ -98,12 +103,9 @@ unsafe extern "C" fn write(
     let len = lba_count as usize * BLOCK_LEN;
     // SAFETY: SPDK passes a buffer of that many blocks.
     let bytes = unsafe { std::slice::from_raw_parts(payload.cast(), len) };
-    match ask(dev, Event::Write { offset: lba * BLOCK_LEN as u64, bytes }) {
+    if let Some(plain) = ask(dev, Event::Write { offset: lba * BLOCK_LEN as u64, bytes }, cb_args) {
         // SAFETY: SPDK's arguments are passed on.
-        (0, plain) => unsafe {
-            plain.write.unwrap()(dev, channel, payload, lba, lba_count, cb_args)
-        },
-        (status, _) => memory_dev::complete(cb_args, status),
+        unsafe { plain.write.unwrap()(dev, channel, payload, lba, lba_count, cb_args) }
     }
 }
 
@@ -116,10 +118,11 @@ unsafe extern "C" fn write_zeroes(
     cb_args: *mut sys::spdk_bs_dev_cb_args,
 ) {
     let zeroes = vec![0; lba_count as usize * BLOCK_LEN];
-    match ask(dev, Event::Write { offset: lba * BLOCK_LEN as u64, bytes: &zeroes }) {
+    if let Some(plain) =
+        ask(dev, Event::Write { offset: lba * BLOCK_LEN as u64, bytes: &zeroes }, cb_args)
+    {
         // SAFETY: SPDK's arguments are passed on.
-        (0, plain) => unsafe { plain.write_zeroes.unwrap()(dev, channel, lba, lba_count, cb_args) },
-        (status, _) => memory_dev::complete(cb_args, status),
+        unsafe { plain.write_zeroes.unwrap()(dev, channel, lba, lba_count, cb_args) }
     }
 }
 
@@ -129,7 +132,9 @@ unsafe extern "C" fn flush(
     _: *mut sys::spdk_io_channel,
     cb_args: *mut sys::spdk_bs_dev_cb_args,
 ) {
-    memory_dev::complete(cb_args, ask(dev, Event::Flush).0);
+    if ask(dev, Event::Flush, cb_args).is_some() {
+        memory_dev::complete(cb_args, 0);
+    }
 }
 
 unsafe extern "C" fn destroy(dev: *mut sys::spdk_bs_dev) {
