@@ -29,7 +29,7 @@ CLUSTERS_PER_ENTRY = 512
 
 @dataclass
 class Dimension:
-    """`prepare(target, point, lvols)` makes the lvols. It returns the parents if they share some."""
+    """`prepare(target, point, lvols)` makes the lvols, and names their parents if some share."""
 
     name: str
     unit: str
