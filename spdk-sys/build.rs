@@ -12,7 +12,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_bdev_(get_qos_rate_limits|get_qos_rpc_type)",
     "spdk_spin_(lock|unlock)",
     "spdk_bdev_(dump_info_json|flush_blocks|free_io|io_get_nvme_status|io_type_supported|nvme_io_passthru)",
-    "spdk_env_(opts_init|init|fini|get_first_core|get_next_core)",
+    "spdk_env_(opts_init|init|fini|get_current_core|get_first_core|get_next_core)",
     "spdk_dma_(zmalloc|free)",
     "spdk_json_(decode_bool|decode_object|decode_string)",
     "spdk_json_(find|find_string|parse|strdup)",

@@ -12,8 +12,9 @@ use crate::chain::blob::{Blobstore, OpenBlob, Parent};
 use crate::chain::clusters::{self, Chain, Count, Counts, Stopped};
 use crate::chain::family::{Member, find_readers, name_of};
 use crate::chain::lineage::{self, Listed, Reader};
+use crate::chain::lvol::Lvol;
 use crate::chain::usage::{Openers, Traffic, bdev_name};
-use crate::detach::{Named, find, unreadable};
+use crate::detach::{Named, in_turn, unreadable};
 use crate::md::flush;
 use crate::md::metadata::check_parent;
 use crate::md::unmap;
@@ -102,7 +103,7 @@ pub struct Warning {
 
 /// Checks the lvol with this UUID or alias; `with_ranges` also collects which clusters are lost.
 pub async fn check_lvol(name: &CStr, with_ranges: bool) -> Result<Findings> {
-    let (lvol, bs, _turn) = find(name).await?;
+    let (lvol, bs, _turn) = in_turn(|| Lvol::find(name)).await?;
     let root = Member { blob: bs.open(lvol.blob_id()).await?, lvol: Some(lvol) };
     let mut findings = None;
     for _ in 0..ATTEMPTS {

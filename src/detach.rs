@@ -24,8 +24,7 @@ use crate::turns::{self, Turn};
 pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     let mut steps = Steps::start();
     let outcome = async {
-        Lvol::refuse_external(name)?;
-        let (lvol, bs, _turn) = find(name).await?;
+        let (lvol, bs, _turn) = in_turn(|| Lvol::find_internal(name)).await?;
         let id = lvol.blob_id();
         detach(bs, id, Some(lvol), zeroes, &mut steps).await
     }
@@ -48,10 +47,10 @@ pub async fn detach_lvol(name: &CStr, zeroes: ZeroesDev) -> Result<()> {
     }
 }
 
-/// The lvol of this name, once its store has a free turn.
-pub async fn find(name: &CStr) -> Result<(Lvol, Blobstore, Turn)> {
+/// The lvol that is found, once its store has a free turn.
+pub async fn in_turn(find: impl Fn() -> Result<Lvol>) -> Result<(Lvol, Blobstore, Turn)> {
     loop {
-        let lvol = Lvol::find(name)?;
+        let lvol = find()?;
         // SAFETY: `detach` keeps an lvol open as long as it uses the blobstore, and `turns` only looks at
         // its address.
         let bs = unsafe { lvol.blobstore()? };
@@ -106,21 +105,21 @@ pub async fn detach(
 ) -> Result<Detached> {
     let (family, listed) = Family::lock(bs, id, lvol).await?;
     steps.done("open");
-    let (name, parent_name) = (family.name(), family.parent_name());
     let blob = family.root();
     let detached = Detached {
-        lvol: Named { name: name.clone(), uuid: blob.uuid() },
-        parent: Named { name: parent_name.clone(), uuid: family.parent.blob.uuid() },
+        lvol: Named { name: family.name(), uuid: blob.uuid() },
+        parent: Named { name: family.parent_name(), uuid: family.parent.blob.uuid() },
     };
+    let name = &detached.lvol.name;
     flush::check(blob)?;
-    erase_parent(blob).await.map_err(|error| write_error(&error, &name, &parent_name))?;
+    erase_parent(blob).await.map_err(|error| write_error(&error, name, &detached.parent.name))?;
     steps.done("write");
 
     // From here on nothing can fail.
-    unmap::warn(blob, &name);
+    unmap::warn(blob, name);
     // SAFETY: a blob that has a parent is a thin clone; the family is locked, and was found whole.
     unsafe { stop_copies(blob) };
-    let has_ended = copies_in_flight(bs, &family).await.end(&name).await;
+    let has_ended = copies_in_flight(bs, &family).await.end(name).await;
     steps.done("copies");
     if !has_ended {
         // The target is stopping. What is in memory is left as it is, including the device.
@@ -136,7 +135,7 @@ pub async fn detach(
     // The lvol and its readers are unlocked while the last reads complete: SPDK's operations on
     // them can't reach the former parent any more. The parent's lvol stays open for that time.
     let parent = family.part();
-    reads.end(&name).await;
+    reads.end(name).await;
     // SAFETY: every thread has seen the zeroes device since.
     let former_parent = unsafe { former.into_parent() };
     steps.done("reads");

@@ -3,7 +3,7 @@
 import matplotlib
 from matplotlib import pyplot
 
-from .pause import NO_CHANGE
+from .pause import CORES, NO_CHANGE
 from .samples import in_target, spread
 from .target import STEPS
 
@@ -20,6 +20,7 @@ IN_TARGET = 'one detach, in the target'
 COLOURS[IN_TARGET] = 'C2'
 # Which of the writers the charts show, for the lvol that is changed.
 PAUSED = (('lvol', 'lvol'), ('snap', 'clone'), ('lvol', 'neighbour'))
+CORE_LINES = dict(zip(CORES, (':', '-'), strict=True))
 LINES = {'extension': '-', 'baseline': '--'}
 # So that a line hidden under another one is visible.
 MARKERS = {'bdev_lvol_detach_parent': 'o', 'bdev_lvol_set_parent': 'x', IN_TARGET: '^'}
@@ -133,11 +134,12 @@ def draw_pauses(entries, folder):
                     changed,
                     writer,
                 ):
-                    method = entry['method']
+                    method, core = entry['method'], entry['core']
                     samples, share = curve(entry['longest_write_us'])
-                    # The legend has each method once.
-                    label = method if axes is panels[0] else None
-                    axes.step(samples, share, color=COLOURS[method], label=label)
+                    # The legend has each line once.
+                    label = f'{method}, core {core}' if axes is panels[0] else None
+                    style = {'color': COLOURS[method], 'linestyle': CORE_LINES[core]}
+                    axes.step(samples, share, label=label, **style)
             axes.set(
                 xscale='log', yscale='log', xlabel='us', title=f'{writer}, as {changed} is changed'
             )

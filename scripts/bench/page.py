@@ -98,7 +98,7 @@ def pauses(entries):
     """With the p value of a row's samples against those of no change."""
 
     def where(entry):
-        return entry['base_bdev'], entry['changed'], entry['writer']
+        return entry['base_bdev'], entry['changed'], entry['writer'], entry['core']
 
     none = {where(e): e['longest_write_us'] for e in entries if e['method'] == NO_CHANGE}
 
@@ -107,7 +107,7 @@ def pauses(entries):
             return ''
         return f'{ks_2samp(entry["longest_write_us"], none[where(entry)]).pvalue:.2g}'
 
-    head = ['base bdev', 'changed', 'writer', 'request', 'p50', 'p99', 'p99.9', 'longest']
+    head = ['base bdev', 'changed', 'writer', 'core', 'request', 'p50', 'p99', 'p99.9', 'longest']
     return table(
         [*head, 'as no change, p', 'samples'],
         [

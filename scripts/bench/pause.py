@@ -6,10 +6,12 @@ The load generator of the tests writes, on each core, 4 KiB after 4 KiB to each 
     parent  <-  snap  <-  clone       snap is detached then; what reads through it waits
     neighbour                         nothing to do with either
 
-Of each request it says how long the longest write took that ended while the request was served.
+Of each request it says how long the longest write took that ended in the WINDOW seconds after it
+was sent: on the core that serves requests, and on the other one.
 """
 
 import os
+import time
 from pathlib import Path
 
 from .target import (
@@ -26,16 +28,21 @@ from .target import (
 PROJECT = Path(__file__).resolve().parents[2]
 WRITERS = ('lvol', 'clone', 'neighbour')
 NO_CHANGE = 'no change'
+LONGEST = 'load_longest_writes'
+# The same after each request, as the longest of more writes is longer: more than any of them takes.
+WINDOW = 0.024
+CORES = ('that serves requests', 'other')
 LVOL_MIB = 8
 CLUSTER = 1 << 18
 BLOCK = 4096
 
 
 def measure(_, options, progress):
-    """A list with one entry for each base bdev, lvol that is changed, method and writer."""
-    times = 50 if options.quick else 1000
+    """A list with one entry for each base bdev, lvol that is changed, method, writer and core."""
+    times = 50 if options.quick else 500
     program, preloaded = with_load()
-    target = Target(OURS, program, options.cpus[:2], preloaded)
+    cores = dict(zip(map(str, options.cpus), CORES))
+    target = Target(OURS, program, options.cpus[: len(CORES)], preloaded)
     try:
         figures = []
         for base, gib in (('malloc', 1), ('aio', 16)):
@@ -43,7 +50,7 @@ def measure(_, options, progress):
             target.make_lvstore(base, gib, cluster_sz=CLUSTER, num_md_pages_per_cluster_ratio=100)
             prepare(target)
             for changed in ('lvol', 'snap'):
-                figures += pauses(target, base, changed, times)
+                figures += pauses(target, base, changed, cores, times)
             for writer in WRITERS:
                 target.rpc('load_close', name=f'lvs/{writer}')
             target.drop_lvstore()
@@ -79,29 +86,35 @@ def prepare(target):
         target.rpc('load_open', **load)
 
 
-def pauses(target, base, changed, times):
+def pauses(target, base, changed, cores, times):
     calls = {
         NO_CHANGE: request('spdk_get_version'),
         'bdev_lvol_detach_parent': detach_request(changed),
         'bdev_lvol_set_parent': set_parent_request(changed, 'parent'),
     }
     entries = {
-        (method, writer): {
+        (method, writer, core): {
             'base_bdev': base,
             'changed': changed,
             'method': method,
             'writer': writer,
+            'core': name,
             'longest_write_us': [],
         }
         for method in calls
         for writer in WRITERS
+        for core, name in cores.items()
     }
     names = [f'lvs/{writer}' for writer in WRITERS]
-    longest = request('load_longest_writes', names=names)
+    longest = request(LONGEST, names=names)
     for _ in range(times):
         for method, call in calls.items():
             # In one piece, so that no write counts that completed long before the call.
+            ends = time.monotonic() + WINDOW
             target.pipelined([longest, call])
-            for writer, ns in zip(WRITERS, target.rpc(longest['method'], names=names), strict=True):
-                entries[method, writer]['longest_write_us'].append(round(ns / 1000))
+            time.sleep(max(0, ends - time.monotonic()))
+            of_writers = target.rpc(LONGEST, names=names)
+            for writer, on_cores in zip(WRITERS, of_writers, strict=True):
+                for core, ns in on_cores.items():
+                    entries[method, writer, core]['longest_write_us'].append(round(ns / 1000))
     return list(entries.values())

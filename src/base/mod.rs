@@ -1,5 +1,6 @@
 //! The foundation for all other modules.
 
+pub mod batch;
 pub mod error;
 pub mod json;
 pub mod log;

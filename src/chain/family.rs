@@ -140,19 +140,20 @@ impl Survey<'_> {
     }
 
     fn find_parent(&self) -> Result<(Member, Listed)> {
-        let name = self.name(&self.root.blob);
+        let name = || self.name(&self.root.blob);
         let id = match self.root.blob.parent() {
             Parent::Snapshot(id) => id,
-            Parent::None => return Err(Error::new(libc::EINVAL, format!("{name} has no parent"))),
-            Parent::External => return Err(external_parent(&name)),
+            Parent::None => {
+                return Err(Error::new(libc::EINVAL, format!("{} has no parent", name())));
+            }
+            Parent::External => return Err(external_parent(&name())),
         };
         let Some(blob) = self.bs.get_open(id) else {
-            return Err(inconsistent(format!(
-                "the parent of {name} is not open, as after its deletion failed half-way"
-            )));
+            let what = "is not open, as after its deletion failed half-way";
+            return Err(inconsistent(format!("the parent of {} {what}", name())));
         };
-        let parent = self.name(&blob);
         let Some(listed) = Listed::find(self.bs, id, self.root.blob.id()) else {
+            let (name, parent) = (name(), self.name(&blob));
             return Err(inconsistent(format!(
                 "{name} reads through {parent}, but is not listed as a clone of it, as after a snapshot \
                  of {name} or a deletion of its parent failed half-way"

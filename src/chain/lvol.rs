@@ -38,27 +38,27 @@ impl Lvol {
         Lvol::open(name)
     }
 
-    /// Refuses a clone of an external snapshot without opening its bdev.
+    /// As [`Lvol::find`], but a clone of an external snapshot is refused without opening its bdev.
     ///
     /// Up to SPDK 25.05 opening looks at the external snapshot's device (`bdev_desc_alloc`, lib/bdev/bdev.c), of
     /// which a `bdev_lvol_set_parent_bdev` that has failed half-way leaves the address although it has been freed
     /// (`lvol_set_external_parent_cb`, lib/lvol/lvol.c).
-    pub fn refuse_external(name: &CStr) -> Result<()> {
+    pub fn find_internal(name: &CStr) -> Result<Lvol> {
+        let lvol = registered(name)?.as_ptr();
         // SAFETY: the bdev, and so the lvol with its store, is there until this thread, where bdevs are
         // unregistered, goes on to something else. The blob of an lvol that has a bdev is open.
         unsafe {
-            let Ok(lvol) = registered(name) else { return Ok(()) };
-            let (lvol, blob) = (lvol.as_ptr(), (*lvol.as_ptr()).blob);
-            if blob.is_null()
-                || (*blob).parent_id != sys::SPDK_BLOBID_EXTERNAL_SNAPSHOT
-                || (*blob).locked_operation_in_progress
+            let blob = (*lvol).blob;
+            if !blob.is_null()
+                && (*blob).parent_id == sys::SPDK_BLOBID_EXTERNAL_SNAPSHOT
+                && !(*blob).locked_operation_in_progress
             {
-                return Ok(());
+                let (store, name) =
+                    (text(&raw const (*(*lvol).lvol_store).name), text(&raw const (*lvol).name));
+                return Err(external_parent(&format!("{store}/{name}")));
             }
-            let (store, name) =
-                (text(&raw const (*(*lvol).lvol_store).name), text(&raw const (*lvol).name));
-            Err(external_parent(&format!("{store}/{name}")))
         }
+        Lvol::open(name)
     }
 
     /// The name of this lvol's bdev, by which it can be found as long as it is there: its UUID, or what an

@@ -3,42 +3,40 @@
 //! SPDK's threads run each message to completion. So once a function has run on every thread that
 //! does I/O to a blobstore, none of them is in the middle of something that it started earlier, and
 //! whatever it starts later sees what was stored before the walk: a grace period. I/O that is waiting for the
-//! device holds request sets of its channel; a walk records them, and later walks check
-//! whether they are still there.
+//! device is found by a walk, and later walks check whether it is still there.
+//!
+//! All who wait for a walk when it begins share it.
 
-use std::collections::HashMap;
-use std::mem::offset_of;
+use std::collections::{HashMap, HashSet};
 use std::os::raw::{c_int, c_void};
-use std::ptr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use spdk_sys as sys;
 
+use crate::base::batch::{self, Batches};
 use crate::base::task::{Callback, Rests};
-use crate::chain::blob::{Blobstore, OpenBlob};
+use crate::chain::blob::Blobstore;
 use crate::chain::family::Family;
 use crate::chain::lvol::Lvol;
 use crate::io::channel::Channel;
+use crate::io::in_flight::{InFlight, Look};
 use crate::turns;
 
 /// After this time the log says what is being waited for.
 const LONG: Duration = Duration::from_secs(5);
-
-/// An I/O in flight: its request set, and for whom that is. The pair comes again only if the set was
-/// freed, and taken for the same caller again, between two walks; then it is waited for once more.
-type InFlight = (*mut sys::spdk_bs_request_set, *mut c_void);
 
 /// What was in flight when a grace period ended, each with the name of the lvol whose I/O it is.
 #[must_use = "it is to be waited for"]
 pub struct Awaited {
     bs: Blobstore,
     look: Look,
-    io: HashMap<InFlight, String>,
+    io: Vec<(InFlight, String)>,
 }
 
 /// A grace period. What a thread has looked up before is done with.
 pub async fn pass(bs: Blobstore) {
-    walk(bs, nothing).await;
+    walk(bs, Look::Nothing).await;
 }
 
 /// A grace period. Gives the copy-on-writes of the family's blobs that began before and go on.
@@ -47,25 +45,22 @@ pub async fn copies_in_flight(bs: Blobstore, family: &Family) -> Awaited {
         let member = family.members().find(|member| member.blob.as_ptr().cast() == blob)?;
         Some(family.name_of(member))
     };
-    let found = walk(bs, copies).await.into_iter();
-    let io = found.filter_map(|(io, blob)| Some((io, whose(blob)?))).collect();
-    Awaited { bs, look: copies, io }
+    let found = walk(bs, Look::Copies).await;
+    let io = found.iter().filter_map(|&(io, blob)| Some((io, whose(blob)?))).collect();
+    Awaited { bs, look: Look::Copies, io }
 }
 
 /// A grace period. Gives the reads of the family's lvols that go through a snapshot, began before and
 /// go on.
 pub async fn reads_in_flight(bs: Blobstore, family: &Family) -> Awaited {
-    let found = walk(bs, reads).await;
-    let io = if found.is_empty() { HashMap::new() } else { of_family(found, family).await };
-    Awaited { bs, look: reads, io }
+    let found = walk(bs, Look::Reads).await;
+    let io = if found.is_empty() { Vec::new() } else { of_family(&found, family).await };
+    Awaited { bs, look: Look::Reads, io }
 }
 
 /// Of I/O that came in flight by these callers, what came by the bdevs of the family's lvols. If that
 /// can't be told, all of it. An I/O that has ended meanwhile may be missing.
-async fn of_family(
-    found: Vec<(InFlight, *mut c_void)>,
-    family: &Family,
-) -> HashMap<InFlight, String> {
+async fn of_family(found: &Found, family: &Family) -> Vec<(InFlight, String)> {
     // All of them start before the first is waited for.
     let searches: Vec<_> = family
         .members()
@@ -84,7 +79,7 @@ async fn of_family(
         }
     }
     let name_of = |caller| callers.get(&caller).or(all.as_ref()).cloned();
-    found.into_iter().filter_map(|(io, caller)| Some((io, name_of(caller)?))).collect()
+    found.iter().filter_map(|&(io, caller)| Some((io, name_of(caller)?))).collect()
 }
 
 impl Awaited {
@@ -104,11 +99,12 @@ impl Awaited {
                 return false;
             }
             rests.rest().await;
-            let still: Vec<InFlight> = walk(bs, look).await.into_iter().map(|(io, _)| io).collect();
-            io.retain(|io, _| still.contains(io));
+            let found = walk(bs, look).await;
+            let still: HashSet<InFlight> = found.iter().map(|&(io, _)| io).collect();
+            io.retain(|(io, _)| still.contains(io));
             if said.is_none() && rests.waited() > LONG {
                 let seconds = rests.waited().as_secs();
-                let whose = io.values().next().cloned().unwrap_or_default();
+                let whose = io.first().map(|(_, whose)| whose.clone()).unwrap_or_default();
                 tracing::warn!(
                     "the detach of {name} waits for I/O of {whose} that began {seconds} s ago and goes \
                      through the former parent"
@@ -126,18 +122,27 @@ impl Awaited {
     }
 }
 
-/// Finds I/O in flight on a channel with so many request sets, and with each what tells whose it is.
-type Look = unsafe fn(Channel, usize, &mut dyn FnMut(InFlight, *mut c_void));
+/// What a walk finds: each I/O with whose it is.
+type Found = Vec<(InFlight, *mut c_void)>;
+
+thread_local! {
+    static WALKS: Batches<(*mut sys::spdk_blob_store, Look), Rc<Found>> = Batches::default();
+}
+
+/// What a walk finds that begins after this call, and has been through all channels.
+async fn walk(bs: Blobstore, look: Look) -> Rc<Found> {
+    let work = async move || Rc::new(walk_alone(bs, look).await);
+    batch::join(&WALKS, (bs.as_ptr(), look), work).await.unwrap_or_default()
+}
 
 struct Walk {
     look: Look,
     num_sets: usize,
-    found: Vec<(InFlight, *mut c_void)>,
-    callback: Callback<Vec<(InFlight, *mut c_void)>>,
+    found: Found,
+    callback: Callback<Found>,
 }
 
-/// One walk.
-async fn walk(bs: Blobstore, look: Look) -> Vec<(InFlight, *mut c_void)> {
+async fn walk_alone(bs: Blobstore, look: Look) -> Found {
     has_memory().await;
     let (callback, done) = Callback::new();
     // SAFETY: the blobstore is loaded (invariant of `Blobstore`).
@@ -180,7 +185,7 @@ unsafe extern "C" fn visit(iter: *mut sys::spdk_io_channel_iter) {
         let walk = &mut *sys::spdk_io_channel_iter_get_ctx(iter).cast::<Walk>();
         let channel = Channel::new(sys::spdk_io_channel_iter_get_channel(iter));
         let Walk { look, num_sets, found, .. } = walk;
-        look(channel, *num_sets, &mut |io, whose| found.push((io, whose)));
+        look.at(channel, *num_sets, &mut |io, whose| found.push((io, whose)));
         sys::spdk_for_each_channel_continue(iter, 0);
     }
 }
@@ -193,113 +198,4 @@ unsafe extern "C" fn visited(iter: *mut sys::spdk_io_channel_iter, _: c_int) {
         let Walk { found, callback, .. } = *walk;
         Callback::complete(callback.into_ctx(), found);
     }
-}
-
-/// # Safety
-///
-/// None.
-unsafe fn nothing(_: Channel, _: usize, _: &mut dyn FnMut(InFlight, *mut c_void)) {}
-
-/// A channel copies one cluster at a time; the I/O that needs it waits in a queue, and the first
-/// in there stays until the copy is done (`bs_allocate_and_copy_cluster`). Its blob tells whose it is.
-///
-/// # Safety
-///
-/// The channel is the current thread's.
-unsafe fn copies(channel: Channel, _: usize, found: &mut dyn FnMut(InFlight, *mut c_void)) {
-    // SAFETY: only the channel's thread, which this is, changes the queue, whose elements are operations
-    // of a user's.
-    unsafe {
-        let first = (*channel.as_ptr()).need_cluster_alloc.tqh_first;
-        if !first.is_null() {
-            found((first, (*first).cpl.u.blob_basic.cb_arg), (*first).u.user_op.blob.cast());
-        }
-    }
-}
-
-/// A read through a snapshot has a set of its own for the snapshot's blob, whose caller is the set of
-/// the blob that reads through it (`blob_bs_dev_readv_ext`); that is so for a read that waits because
-/// the snapshot is frozen (`bs_user_op_alloc`) as well. The caller of the last set tells whose it is:
-/// the I/O to an lvol's bdev. (The bdev layer splits I/O to lvols at clusters, `_create_lvol_disk`, so
-/// the blobstore doesn't.)
-///
-/// # Safety
-///
-/// The channel is the current thread's, and has so many sets.
-unsafe fn reads(channel: Channel, num_sets: usize, found: &mut dyn FnMut(InFlight, *mut c_void)) {
-    const LEN: usize = size_of::<sys::spdk_bs_request_set>();
-    // SAFETY: the channel has an array of so many sets, each of which is all zeroes or has been used.
-    // A pointer in it is only compared.
-    let sets = unsafe { std::slice::from_raw_parts((*channel.as_ptr()).req_mem, num_sets) };
-    // SAFETY: all members of the union have a function and a pointer first.
-    let caller = |set: &sys::spdk_bs_request_set| unsafe { set.cpl.u.blob_basic.cb_arg };
-    let set_of = |caller: *mut c_void| {
-        let offset = (caller as usize).checked_sub(sets.as_ptr() as usize)?;
-        let (index, part) = (offset / LEN, offset % LEN);
-        sets.get(index).filter(|_| part == offset_of!(sys::spdk_bs_request_set, cb_args))
-    };
-    for set in sets {
-        let Some(mut outer) = set_of(caller(set)) else { continue };
-        // Few get here, and most of them are free, with a caller of before.
-        // SAFETY: the set is one of this channel's.
-        if unsafe { is_free(channel, set) } {
-            continue;
-        }
-        // Each set on the way is in use, by the one before.
-        for _ in 0..num_sets {
-            match set_of(caller(outer)) {
-                Some(next) => outer = next,
-                None => break,
-            }
-        }
-        found((ptr::from_ref(set).cast_mut(), caller(set)), caller(outer));
-    }
-}
-
-/// Whether a request set is in use. One that is free is in the list of those, where the one before
-/// points to it. One that is in use was taken from the head of that list, and has the link of then:
-/// the head points to another now (`bs_sequence_start`, `bs_batch_open`, lib/blob/request.c). One of a
-/// user's operation that waits has its link in another list.
-///
-/// # Safety
-///
-/// The channel is the current thread's, and the set one of its.
-unsafe fn is_free(channel: Channel, set: &sys::spdk_bs_request_set) -> bool {
-    // SAFETY: only the channel's thread, which this is, changes the lists. Between two of its events the
-    // link of each set points to one of them, or to another set.
-    unsafe {
-        let before = set.link.tqe_prev;
-        let mut queued = (*channel.as_ptr()).queued_io.tqh_first;
-        while !queued.is_null() && !ptr::eq(queued, set) {
-            queued = (*queued).link.tqe_next;
-        }
-        !before.is_null() && ptr::eq(*before, set) && queued.is_null()
-    }
-}
-
-/// What [`crate::start::guard`] looks at: reads through snapshots on the channel of the current thread.
-///
-/// # Safety
-///
-/// The channel is the current thread's.
-pub unsafe fn callers_of_reads(bs: Blobstore, channel: Channel) -> Vec<*mut c_void> {
-    let mut callers = Vec::new();
-    // SAFETY: the blobstore is loaded (invariant of `Blobstore`); the rest is what the caller says.
-    unsafe {
-        let num_sets = (*bs.as_ptr()).max_channel_ops as usize;
-        reads(channel, num_sets, &mut |_, caller| callers.push(caller));
-    }
-    callers
-}
-
-/// As [`callers_of_reads`], the blobs that a cluster is copied for.
-///
-/// # Safety
-///
-/// As there.
-pub unsafe fn is_copied(channel: Channel, blob: &OpenBlob) -> bool {
-    let mut is = false;
-    // SAFETY: what the caller says.
-    unsafe { copies(channel, 0, &mut |_, whose| is |= whose == blob.as_ptr().cast()) };
-    is
 }

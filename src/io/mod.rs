@@ -3,3 +3,4 @@
 pub mod backing;
 pub mod channel;
 pub mod grace;
+pub mod in_flight;

@@ -4,8 +4,6 @@
 //! (`spdk_bdev_has_write_cache`). So everything that can be flushed is, unless the operator says that no device
 //! has a cache, with the environment variable [`SWITCH`]. `docs/operations.md` has a table of the modules.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::raw::{c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -13,9 +11,10 @@ use std::sync::OnceLock;
 
 use spdk_sys as sys;
 
+use crate::base::batch::{self, Batches};
 use crate::base::error::{Error, Result};
 use crate::base::json::Text;
-use crate::base::task::{self, Callback, Rests, status, status_callback};
+use crate::base::task::{Callback, Rests, status, status_callback};
 use crate::chain::blob::OpenBlob;
 use crate::io::channel::Channel;
 use crate::md::base_bdev::{BaseBdev, is_news};
@@ -31,33 +30,18 @@ pub fn is_off() -> bool {
 }
 
 thread_local! {
-    /// Waiters for the next flush of a device. An entry means that a task is working on it.
-    static WAITERS: RefCell<HashMap<*mut sys::spdk_bs_dev, Vec<oneshot::Sender<c_int>>>> =
-        RefCell::default();
+    static FLUSHES: Batches<*mut sys::spdk_bs_dev, c_int> = Batches::default();
 }
 
 /// When this is done, everything that the device has reported as written is durable. One flush serves all
-/// waiters that are there when it starts.
+/// who wait when it starts.
 pub async fn flush(blob: &OpenBlob) -> std::result::Result<(), c_int> {
     if is_off() {
         return Ok(());
     }
     let dev = Dev::below(blob);
-    let (sender, receiver) = oneshot::channel();
-    let is_first = WAITERS.with_borrow_mut(|all| {
-        let waiters = all.get_mut(&dev.dev);
-        let is_first = waiters.is_none();
-        match waiters {
-            Some(waiters) => waiters.push(sender),
-            None => drop(all.insert(dev.dev, vec![sender])),
-        }
-        is_first
-    });
-    if is_first {
-        // SAFETY: tasks run on the metadata thread, where the device has its callbacks.
-        unsafe { task::spawn(serve(dev)) };
-    }
-    match receiver.await.unwrap_or(-libc::ECANCELED) {
+    let done = batch::join(&FLUSHES, dev.dev, async move || dev.flush().await).await;
+    match done.unwrap_or(-libc::ECANCELED) {
         0 => Ok(()),
         rc => Err(rc.abs()),
     }
@@ -95,34 +79,11 @@ pub fn why_not(blob: &OpenBlob) -> Option<String> {
     bdev.way().is_none().then(|| format!("the base bdev {} can't be flushed", bdev.base.name()))
 }
 
-/// The device is only looked at while somebody waits, who has a blob open.
-async fn serve(dev: Dev) {
-    loop {
-        // Those whose writes end in this round of the thread's come along.
-        task::next_round().await;
-        let waiters = WAITERS.with_borrow_mut(|all| {
-            let waiters = all.get_mut(&dev.dev).map(std::mem::take).unwrap_or_default();
-            if waiters.is_empty() {
-                all.remove(&dev.dev);
-            }
-            waiters
-        });
-        if waiters.is_empty() {
-            return;
-        }
-        let rc = dev.flush().await;
-        for waiter in waiters {
-            // Waiters never give up.
-            let _ = waiter.send(rc);
-        }
-    }
-}
-
 /// A blobstore's device.
 ///
 /// # Invariants
 ///
-/// `dev` and its channel are there while somebody in [`WAITERS`] waits for `dev`.
+/// `dev` and its channel are there: it is used only while somebody waits, who has a blob open.
 struct Dev {
     dev: *mut sys::spdk_bs_dev,
     channel: Channel,

@@ -102,15 +102,12 @@ async fn erase_on_device(blob: &OpenBlob) -> Result<(), WriteError> {
         // It has been written already, unnoticed: its flush and the write of the old page failed.
         return flush(blob).await.map_err(WriteError::Unknown);
     };
-    let old = page.bytes();
     // The flag is in the root page. It may stay set without an xattr: SPDK never asks for it.
-    if sequence_num == 0 && page.has_one_internal_xattr() && has_one_internal_xattr(blob) {
-        page.clear_invalid_flags(INTERNAL_XATTR);
-    }
-    page.cut(descriptor);
-    page.seal();
+    let is_last =
+        sequence_num == 0 && page.has_one_internal_xattr() && has_one_internal_xattr(blob);
+    let erased = page.erase(descriptor, if is_last { INTERNAL_XATTR } else { 0 });
     let Err(errno) = write_through(blob, &page).await else { return Ok(()) };
-    page.restore(&old);
+    page.restore(&erased);
     Err(match write_through(blob, &page).await {
         Ok(()) => WriteError::PutBack(errno),
         Err(_) => WriteError::Unknown(errno),

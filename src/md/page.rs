@@ -50,6 +50,14 @@ impl fmt::Display for Unreadable {
     }
 }
 
+/// What was taken out of a page.
+pub struct Erased {
+    start: usize,
+    bytes: Vec<u8>,
+    /// Where the flags are, and what they were.
+    old_flags: Option<(usize, u64)>,
+}
+
 /// A page in memory that the device can read into, and write from.
 ///
 /// # Invariants
@@ -156,16 +164,6 @@ impl MdPage {
         unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr(), self.len) }
     }
 
-    /// A copy of its bytes, for [`MdPage::restore`].
-    pub fn bytes(&self) -> Vec<u8> {
-        self.content().to_vec()
-    }
-
-    /// Takes back what it was.
-    pub fn restore(&mut self, bytes: &[u8]) {
-        self.content_mut().copy_from_slice(bytes);
-    }
-
     fn bytes_at<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
         self.content().get(at..)?.first_chunk().copied()
     }
@@ -243,27 +241,43 @@ impl MdPage {
         self.find(sys::SPDK_MD_DESCRIPTOR_TYPE_XATTR_INTERNAL).count() == 1
     }
 
-    /// Takes a descriptor out, and closes the gap: SPDK stops at the first empty one.
-    pub fn cut(&mut self, descriptor: Range<usize>) {
-        let len = descriptor.len();
-        if let Some(rest) = self.content_mut().get_mut(descriptor.start..DESCRIPTORS.end) {
+    /// Takes a descriptor out, and clears flags of `invalid_flags` if this is the page that has them.
+    pub fn erase(&mut self, descriptor: Range<usize>, flags: u64) -> Erased {
+        let old_flags = self.find(sys::SPDK_MD_DESCRIPTOR_TYPE_FLAGS).next().and_then(|at| {
+            let at = at.start + offset_of!(sys::spdk_blob_md_descriptor_flags, invalid_flags);
+            Some((at, u64::from_ne_bytes(self.bytes_at(at)?)))
+        });
+        if let Some((at, old)) = old_flags {
+            self.set(at, &(old & !flags).to_ne_bytes());
+        }
+        let (start, len) = (descriptor.start, descriptor.len());
+        let bytes = self.content().get(descriptor).map(<[u8]>::to_vec).unwrap_or_default();
+        // SPDK stops at the first empty one, so the gap is closed.
+        if let Some(rest) = self.content_mut().get_mut(start..DESCRIPTORS.end) {
             rest.copy_within(len.., 0);
             let kept = rest.len() - len;
             rest.split_at_mut(kept).1.fill(0);
         }
+        self.seal();
+        Erased { start, bytes, old_flags }
     }
 
-    /// Clears flags of `invalid_flags`, if it is the page that has them.
-    pub fn clear_invalid_flags(&mut self, flags: u64) {
-        let Some(descriptor) = self.find(sys::SPDK_MD_DESCRIPTOR_TYPE_FLAGS).next() else { return };
-        let at = descriptor.start + offset_of!(sys::spdk_blob_md_descriptor_flags, invalid_flags);
-        if let Some(old) = self.bytes_at(at).map(u64::from_ne_bytes) {
-            self.set(at, &(old & !flags).to_ne_bytes());
+    /// Takes back what was erased last.
+    pub fn restore(&mut self, erased: &Erased) {
+        let (start, len) = (erased.start, erased.bytes.len());
+        if let Some(rest) = self.content_mut().get_mut(start..DESCRIPTORS.end) {
+            let kept = rest.len() - len;
+            rest.copy_within(..kept, len);
         }
+        self.set(start, &erased.bytes);
+        if let Some((at, flags)) = erased.old_flags {
+            self.set(at, &flags.to_ne_bytes());
+        }
+        self.seal();
     }
 
     /// Gives it the crc of what it is now.
-    pub fn seal(&mut self) {
+    fn seal(&mut self) {
         let crc = self.crc();
         self.set(offset_of!(sys::spdk_blob_md_page, crc), &crc.to_ne_bytes());
     }

@@ -20,7 +20,7 @@ use crate::chain::blob::{Blobstore, OpenBlob};
 use crate::detach::detach;
 use crate::io::backing::ZeroesDev;
 use crate::io::channel::Channel;
-use crate::io::grace::{callers_of_reads, is_copied};
+use crate::io::in_flight::{callers_of_reads, is_copied};
 use crate::md::page::MdPage;
 use crate::start::memory_dev::BLOCK_LEN;
 use crate::start::scratch::{CLUSTER_LEN, Scratch};

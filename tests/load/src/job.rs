@@ -332,7 +332,7 @@ unsafe extern "C" fn complete(io: *mut sys::spdk_bdev_io, success: bool, ctx: *m
         };
         let job = &(*worker).job;
         let mut model = locked(&job.model);
-        model.complete(&plan, success, &words, ns);
+        model.complete(&plan, success, &words, ns, sys::spdk_env_get_current_core());
         if plan.kind != Kind::Read {
             job.answer_if_quiet(&model);
         }

@@ -10,6 +10,7 @@
 //! snapshot of its lvol, and an lvol that is detached at level N keeps the clusters of level N and
 //! above.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::Deserialize;
@@ -132,8 +133,8 @@ pub struct Model {
     complaints: Vec<String>,
     read_latency: Histogram,
     write_latency: Histogram,
-    /// The longest write since it was asked for, in nanoseconds.
-    longest_write: u64,
+    /// The longest write on each core since that was asked for, in nanoseconds.
+    longest_writes: BTreeMap<u32, u64>,
 }
 
 impl Model {
@@ -163,7 +164,7 @@ impl Model {
             complaints: Vec::new(),
             read_latency: Histogram::default(),
             write_latency: Histogram::default(),
-            longest_write: 0,
+            longest_writes: BTreeMap::new(),
             options,
         }
     }
@@ -229,9 +230,9 @@ impl Model {
         }
     }
 
-    /// The longest write since the last call, in nanoseconds.
-    pub fn take_longest_write(&mut self) -> u64 {
-        std::mem::take(&mut self.longest_write)
+    /// The longest write on each core since the last call, in nanoseconds.
+    pub fn take_longest_writes(&mut self) -> BTreeMap<u32, u64> {
+        std::mem::take(&mut self.longest_writes)
     }
 
     /// The detach has failed: nothing has changed.
@@ -382,7 +383,7 @@ impl Model {
     }
 
     /// An I/O has ended. `words` is what a read has found in its blocks.
-    pub fn complete(&mut self, plan: &Plan, success: bool, words: &[u64], ns: u64) {
+    pub fn complete(&mut self, plan: &Plan, success: bool, words: &[u64], ns: u64, core: u32) {
         self.end(plan);
         self.counters.blocks += plan.blocks.len() as u64;
         match plan.kind {
@@ -395,7 +396,8 @@ impl Model {
             Kind::Read => self.read_latency.add(ns),
             Kind::Write => {
                 self.write_latency.add(ns);
-                self.longest_write = self.longest_write.max(ns);
+                let longest = self.longest_writes.entry(core).or_default();
+                *longest = ns.max(*longest);
             }
             Kind::WriteZeroes | Kind::Unmap => {}
         }

@@ -1,6 +1,6 @@
 //! The JSON-RPC methods, and what the control side says by them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::sync::{Arc, LazyLock, Mutex};
 
@@ -220,7 +220,8 @@ struct Names {
     names: Vec<String>,
 }
 
-/// For each load the longest write that has ended since this was asked for last, in nanoseconds.
+/// For each load the longest write on each core that has ended since this was asked for last, in
+/// nanoseconds.
 unsafe extern "C" fn longest_writes(
     request: *mut sys::spdk_jsonrpc_request,
     params: *const sys::spdk_json_val,
@@ -228,8 +229,8 @@ unsafe extern "C" fn longest_writes(
     // SAFETY: SPDK passes null or parsed JSON.
     let longest = unsafe { decode(params) }.and_then(|Names { names }| {
         let jobs = names.iter().map(|name| job(name));
-        let longest = jobs.map(|job| Ok(locked(&job?.model).take_longest_write()));
-        longest.collect::<Result<Vec<u64>, String>>()
+        let longest = jobs.map(|job| Ok(locked(&job?.model).take_longest_writes()));
+        longest.collect::<Result<Vec<BTreeMap<u32, u64>>, String>>()
     });
     Request(request).reply(longest.map(|longest| json!(longest)));
 }
