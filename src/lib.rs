@@ -62,7 +62,7 @@ pub use base::task::spawn;
 /// Internals that the project's own tests need. Not part of the API: they change without notice.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::base::{error, log, steps, task};
+    pub use crate::base::{batch, error, log, steps, task};
     pub use crate::chain::blob;
     pub use crate::detach::{Detached, detach};
     pub use crate::io::backing;
