@@ -38,8 +38,8 @@ class TargetProcess:
         self.name = name
         self.log = folder / f'{name}.log'
         self.client = None
-        socket = folder / f'{name}.sock'
-        arguments = ['--no-huge', '-s', str(options.memory_mib), '--no-pci', '-r', socket]
+        self.socket = str(folder / f'{name}.sock')
+        arguments = ['--no-huge', '-s', str(options.memory_mib), '--no-pci', '-r', self.socket]
         arguments += ['-m', f'[{",".join(map(str, options.cpus))}]', '--disable-cpumask-locks']
         # A target that is killed would leave the shared memory of its trace behind.
         arguments += ['--num-trace-entries', '0']
@@ -54,19 +54,19 @@ class TargetProcess:
                 start_new_session=True,
             )
         try:
-            self.client = self._connect(str(socket), options)
+            self.client = self._connect(options)
             self.client.call('framework_wait_init')
         except BaseException:
             self.stop()
             raise
 
-    def _connect(self, socket, options):
+    def _connect(self, options):
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise Failure(f'the target {self.name} has ended: {self.log.read_text()[-2000:]}')
             try:
-                return options.client(socket, timeout=options.reply_seconds)
+                return options.client(self.socket, timeout=options.reply_seconds)
             except JSONRPCException:
                 time.sleep(0.05)
         raise Failure(f'the target {self.name} does not answer')

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import charts, check, cost, growth, machine, methods, page, pause
+from . import charts, check, cost, growth, machine, methods, page, pause, waiting
 from .target import OURS, Targets
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -20,6 +20,7 @@ PARTS = {
     'throughput': cost.measure_throughput,
     'steps': cost.measure_steps,
     'pause': pause.measure,
+    'waiting': waiting.measure,
     'check': check.measure,
     **{
         f'growth-{dimension.name}': functools.partial(growth.measure, dimension)

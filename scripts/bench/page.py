@@ -24,6 +24,7 @@ def write(results, path):
         'throughput': NOT_MEASURED,
         'steps': NOT_MEASURED,
         'pauses': NOT_MEASURED,
+        'waiting': NOT_MEASURED,
         'checks': NOT_MEASURED,
     }
     if entries := results.get('methods'):
@@ -35,6 +36,8 @@ def write(results, path):
         tables['steps'] = steps(entries)
     if entries := results.get('pause'):
         tables['pauses'] = pauses(entries)
+    if entries := results.get('waiting'):
+        tables['waiting'] = waiting(entries)
     if entries := results.get('check'):
         tables['checks'] = checks(entries)
     tables['growth'] = '\n\n'.join(
@@ -117,6 +120,21 @@ def pauses(entries):
             for entry in sorted(entries, key=where)
         ],
     )
+
+
+def waiting(entries):
+    """With the p value of the samples against those of no waiting detach."""
+    none, *_ = entries
+    rows = []
+    for entry in entries:
+        row = [entry['waiting']]
+        for figure in ('p50', 'p99'):
+            samples = entry[figure]
+            same = '' if entry is none else f'{ks_2samp(samples, none[figure]).pvalue:.2g}'
+            row += [cell(samples), same]
+        rows.append([*row, len(entry['p50'])])
+    head = ['waiting detaches', 'p50 of a write, us', 'as none, p', 'p99, us', 'as none, p']
+    return table([*head, 'samples'], rows)
 
 
 def checks(entries):
