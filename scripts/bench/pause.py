@@ -11,6 +11,7 @@ was sent: on the core that serves requests, and on the other one.
 """
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -39,7 +40,7 @@ BLOCK = 4096
 
 def measure(_, options, progress):
     """A list with one entry for each base bdev, lvol that is changed, method, writer and core."""
-    times = 50 if options.quick else 500
+    times = 50 if options.quick else 250
     program, preloaded = with_load()
     cores = dict(zip(map(str, options.cpus), CORES))
     target = Target(OURS, program, options.cpus[: len(CORES)], preloaded)
@@ -109,6 +110,8 @@ def pauses(target, base, changed, cores, times):
     longest = request(LONGEST, names=names)
     for _ in range(times):
         for method, call in calls.items():
+            # A file system has pauses of its own, which may come in the rhythm of the requests.
+            time.sleep(random.uniform(0, 2 * WINDOW))
             # In one piece, so that no write counts that completed long before the call.
             ends = time.monotonic() + WINDOW
             target.pipelined([longest, call])
