@@ -108,7 +108,7 @@ def pauses(entries):
     def likelihood(entry):
         if entry['method'] == NO_CHANGE:
             return ''
-        return f'{ks_2samp(entry["longest_write_us"], none[where(entry)]).pvalue:.2g}'
+        return p_value(entry['longest_write_us'], none[where(entry)])
 
     head = ['base bdev', 'changed', 'writer', 'core', 'request', 'p50', 'p99', 'p99.9', 'longest']
     return table(
@@ -130,11 +130,15 @@ def waiting(entries):
         row = [entry['waiting']]
         for figure in ('p50', 'p99'):
             samples = entry[figure]
-            same = '' if entry is none else f'{ks_2samp(samples, none[figure]).pvalue:.2g}'
-            row += [cell(samples), same]
+            row += [cell(samples), '' if entry is none else p_value(samples, none[figure])]
         rows.append([*row, len(entry['p50'])])
     head = ['waiting detaches', 'p50 of a write, us', 'as none, p', 'p99, us', 'as none, p']
     return table([*head, 'samples'], rows)
+
+
+def p_value(samples, others):
+    """Of a Kolmogorov-Smirnov test: small if the two differ."""
+    return f'{ks_2samp(samples, others).pvalue:.2g}'
 
 
 def checks(entries):

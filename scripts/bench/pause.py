@@ -81,10 +81,15 @@ def prepare(target):
     ):
         target.pipelined([call])
     for number, writer in enumerate(WRITERS, 1):
-        load = {'name': f'lvs/{writer}', 'tag': number, 'seed': number, 'queue_depth': 1}
-        load |= {'cluster_blocks': CLUSTER // BLOCK, 'max_blocks': 1, 'sparseness': 1}
-        load |= {'reads': 0, 'writes': 1, 'write_zeroes': 0, 'unmaps': 0}
-        target.rpc('load_open', **load)
+        target.pipelined([load_request(f'lvs/{writer}', number, writes=1)])
+
+
+def load_request(lvol, number, reads=0, writes=0):
+    """On each core, one I/O of a block after the other. What is written has the number in it."""
+    kinds = {'reads': reads, 'writes': writes, 'write_zeroes': 0, 'unmaps': 0}
+    size = {'cluster_blocks': CLUSTER // BLOCK, 'max_blocks': 1, 'sparseness': 1}
+    which = {'name': lvol, 'tag': number, 'seed': number, 'queue_depth': 1}
+    return request('load_open', **which, **size, **kinds)
 
 
 def pauses(target, base, changed, cores, times):

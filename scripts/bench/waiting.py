@@ -8,20 +8,11 @@ many detaches wait for them.
 import threading
 import time
 
-from .pause import BLOCK, with_load
-from .target import (
-    OURS,
-    Connection,
-    Target,
-    create_request,
-    detach_request,
-    request,
-    snapshot_request,
-)
+from .pause import BLOCK, CLUSTER, load_request, with_load
+from .target import OURS, Connection, Target, request
 
 WAITING = 250
 LVOL_MIB = 8
-CLUSTER = 1 << 18
 # Longer than what is measured meanwhile.
 READ_SECONDS = 8
 SAMPLE_SECONDS = 0.1
@@ -54,12 +45,9 @@ def prepare(target):
     latencies = {f'{kind}_latency': 0 for kind in kinds}
     target.rpc('bdev_delay_create', base_bdev_name='disk', name='slow', **latencies)
     target.rpc('bdev_lvol_create_lvstore', bdev_name='slow', lvs_name='slow', **options)
-    create = create_request('lvol', LVOL_MIB, thin=False)
-    create['params']['lvs_name'] = 'slow'
-    snapshot = snapshot_request('lvol', 'parent')
-    snapshot['params']['lvol_name'] = 'slow/lvol'
-    for call in (create, snapshot):
-        target.pipelined([call])
+    lvol = {'lvol_name': 'lvol', 'size_in_mib': LVOL_MIB, 'clear_method': 'none'}
+    target.rpc('bdev_lvol_create', lvs_name='slow', thin_provision=False, **lvol)
+    target.rpc('bdev_lvol_snapshot', lvol_name='slow/lvol', snapshot_name='parent')
 
 
 def measure_round(target, number, figures):
@@ -69,7 +57,7 @@ def measure_round(target, number, figures):
         target.rpc('bdev_lvol_clone', snapshot_name='slow/parent', clone_name=clone)
     delay(target, READ_SECONDS)
     names = [f'slow/{clone}' for clone in clones]
-    target.pipelined([load_request(name, reads=1, writes=0) for name in names])
+    target.pipelined([load_request(name, 1, reads=1) for name in names])
     # The reads that are in flight keep the time that they were given.
     delay(target, 0)
     began = time.monotonic()
@@ -79,9 +67,7 @@ def measure_round(target, number, figures):
     sample(target, without)
     # Its own connection: the replies come when the reads end.
     connection = Connection(target.socket, timeout=60)
-    calls = [detach_request(clone) for clone in clones]
-    for call, name in zip(calls, names, strict=True):
-        call['params']['name'] = name
+    calls = [request('bdev_lvol_detach_parent', name=name) for name in names]
     detaches = threading.Thread(target=connection.pipelined, args=(calls,))
     detaches.start()
     time.sleep(1)
@@ -103,14 +89,8 @@ def delay(target, seconds):
 
 def sample(target, figure):
     for _ in range(SAMPLES):
-        target.rpc('load_open', **load_request('lvs/writer', reads=0, writes=1)['params'])
+        target.pipelined([load_request('lvs/writer', 1, writes=1)])
         time.sleep(SAMPLE_SECONDS)
         written = target.rpc('load_close', name='lvs/writer')['write_us']
         for quantile in ('p50', 'p99'):
             figure[quantile].append(written[quantile])
-
-
-def load_request(name, reads, writes):
-    kinds = {'reads': reads, 'writes': writes, 'write_zeroes': 0, 'unmaps': 0}
-    size = {'cluster_blocks': CLUSTER // BLOCK, 'max_blocks': 1, 'sparseness': 1}
-    return request('load_open', name=name, tag=1, seed=1, queue_depth=1, **size, **kinds)

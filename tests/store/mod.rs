@@ -161,13 +161,13 @@ impl Store {
         unsafe {
             sys::spdk_bs_opts_init(&mut opts, size_of::<sys::spdk_bs_opts>());
             let ctx = callback.into_ctx();
+            let layout = create.unwrap_or(Layout::DEFAULT);
             // A load takes what is on the device, but refuses one with no room for a cluster of that size.
-            opts.cluster_sz = create.map_or(CLUSTER_LEN, |layout| layout.cluster_len) as u32;
+            opts.cluster_sz = layout.cluster_len as u32;
             if create.is_some() {
                 #[cfg(spdk_md_page_size)]
                 {
-                    let default = MD_PAGE_LEN;
-                    opts.md_page_size = create.map_or(default, |layout| layout.md_page_len) as u32;
+                    opts.md_page_size = layout.md_page_len as u32;
                 }
                 sys::spdk_bs_init(dev, &mut opts, Some(store_callback), ctx);
             } else {
