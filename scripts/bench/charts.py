@@ -3,7 +3,7 @@
 import matplotlib
 from matplotlib import pyplot
 
-from .pause import CORES, NO_CHANGE
+from .pause import CONCERNED, CORES, FLUSH, NO_CHANGE
 from .samples import in_target, spread
 from .target import STEPS
 
@@ -14,12 +14,12 @@ COLOURS = {
     'bdev_lvol_inflate': 'C3',
     'spdk_get_version': 'C7',
     NO_CHANGE: 'C7',
+    FLUSH: 'C3',
 }
 # What a detach by itself takes, in the charts of growth.
 IN_TARGET = 'one detach, in the target'
 COLOURS[IN_TARGET] = 'C2'
-# Which of the writers the charts show, for the lvol that is changed.
-PAUSED = (('lvol', 'lvol'), ('snap', 'clone'), ('lvol', 'neighbour'))
+PAUSED = [(changed, writer) for changed, writers in CONCERNED.items() for writer in writers]
 CORE_LINES = dict(zip(CORES, (':', '-'), strict=True))
 LINES = {'extension': '-', 'baseline': '--'}
 # So that a line hidden under another one is visible.

@@ -7,7 +7,8 @@ The load generator of the tests writes, on each core, 4 KiB after 4 KiB to each 
     neighbour                         nothing to do with either
 
 Of each request it says how long the longest write took that ended in the WINDOW seconds after it
-was sent: on the core that serves requests, and on the other one.
+was sent: on the core that serves requests, and on the other one. The same when there is no request,
+but another file on the same disk is flushed.
 """
 
 import os
@@ -28,7 +29,16 @@ from .target import (
 
 PROJECT = Path(__file__).resolve().parents[2]
 WRITERS = ('lvol', 'clone', 'neighbour')
+# Whom a change of which lvol could concern.
+CONCERNED = {'lvol': ('lvol', 'neighbour'), 'snap': ('clone',)}
 NO_CHANGE = 'no change'
+FLUSH = 'another file flushed'
+# Each on a base bdev of so many GiB, and with these variables.
+STORES = {
+    'malloc': ('malloc', 1, {}),
+    'aio': ('aio', 16, {}),
+    'aio-no-flush': ('aio', 16, {'LVOL_DETACH_FLUSH': 'off'}),
+}
 LONGEST = 'load_longest_writes'
 # The same after each request, as the longest of more writes is longer: more than any of them takes.
 WINDOW = 0.024
@@ -39,25 +49,23 @@ BLOCK = 4096
 
 
 def measure(_, options, progress):
-    """A list with one entry for each base bdev, lvol that is changed, method, writer and core."""
+    """A list with one entry for each store, lvol that is changed, method, writer and core."""
     times = 50 if options.quick else 250
     program, preloaded = with_load()
     cores = dict(zip(map(str, options.cpus), CORES))
-    target = Target(OURS, program, options.cpus[: len(CORES)], preloaded)
-    try:
-        figures = []
-        for base, gib in (('malloc', 1), ('aio', 16)):
-            progress(f'pause: {times} of each request under writes, on {base}')
+    figures = []
+    for store, (base, gib, variables) in STORES.items():
+        progress(f'pause: {times} of each request under writes, on {store}')
+        cpus = options.cpus[: len(CORES)]
+        target = Target(OURS, program, cpus, preloaded, variables)
+        try:
             target.make_lvstore(base, gib, cluster_sz=CLUSTER, num_md_pages_per_cluster_ratio=100)
             prepare(target)
-            for changed in ('lvol', 'snap'):
-                figures += pauses(target, base, changed, cores, times)
-            for writer in WRITERS:
-                target.rpc('load_close', name=f'lvs/{writer}')
-            target.drop_lvstore()
-        return figures
-    finally:
-        target.stop()
+            for changed in CONCERNED:
+                figures += pauses(target, store, changed, cores, times)
+        finally:
+            target.stop()
+    return figures
 
 
 def with_load():
@@ -92,15 +100,17 @@ def load_request(lvol, number, reads=0, writes=0):
     return request('load_open', **which, **size, **kinds)
 
 
-def pauses(target, base, changed, cores, times):
+def pauses(target, store, changed, cores, times):
     calls = {
         NO_CHANGE: request('spdk_get_version'),
         'bdev_lvol_detach_parent': detach_request(changed),
         'bdev_lvol_set_parent': set_parent_request(changed, 'parent'),
     }
+    if target.base == 'aio':
+        calls[FLUSH] = None
     entries = {
         (method, writer, core): {
-            'base_bdev': base,
+            'base_bdev': store,
             'changed': changed,
             'method': method,
             'writer': writer,
@@ -108,21 +118,30 @@ def pauses(target, base, changed, cores, times):
             'longest_write_us': [],
         }
         for method in calls
-        for writer in WRITERS
+        for writer in CONCERNED[changed]
         for core, name in cores.items()
     }
-    names = [f'lvs/{writer}' for writer in WRITERS]
-    longest = request(LONGEST, names=names)
+    longest = request(LONGEST, names=[f'lvs/{writer}' for writer in CONCERNED[changed]])
     for _ in range(times):
         for method, call in calls.items():
             # A file system has pauses of its own, which may come in the rhythm of the requests.
             time.sleep(random.uniform(0, 2 * WINDOW))
             # In one piece, so that no write counts that completed long before the call.
             ends = time.monotonic() + WINDOW
-            target.pipelined([longest, call])
+            target.pipelined([longest, call] if call else [longest])
+            if not call:
+                flush_beside(target)
             time.sleep(max(0, ends - time.monotonic()))
-            of_writers = target.rpc(LONGEST, names=names)
-            for writer, on_cores in zip(WRITERS, of_writers, strict=True):
+            of_writers = target.rpc(LONGEST, **longest['params'])
+            for writer, on_cores in zip(CONCERNED[changed], of_writers, strict=True):
                 for core, ns in on_cores.items():
                     entries[method, writer, core]['longest_write_us'].append(round(ns / 1000))
     return list(entries.values())
+
+
+def flush_beside(target):
+    """What a detach does, to another file on the disk: writes a page of it, and flushes it."""
+    file = os.open(Path(target.folder.name, 'other'), os.O_WRONLY | os.O_CREAT)
+    os.pwrite(file, bytes(BLOCK), 0)
+    os.fsync(file)
+    os.close(file)

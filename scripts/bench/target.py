@@ -52,13 +52,13 @@ class Connection(JSONRPCClient):
 class Target(TargetProcess):
     """One of the compared targets. While it is paused it uses no CPU."""
 
-    def __init__(self, name, program, cpus, preloaded=()):
+    def __init__(self, name, program, cpus, preloaded=(), variables=None):
         self.is_ours = name == OURS
         # It is removed when the target stops, or when this program ends.
         self.folder = tempfile.TemporaryDirectory(prefix='spdk-lvol-detach-bench-')
         self.disk = Path(self.folder.name) / 'disk'
         options = Options(cpus, MEMORY_MIB, REPLY_SECONDS, program, client=Connection)
-        options.environment = environment(program, preloaded)
+        options.environment = environment(program, preloaded) | (variables or {})
         super().__init__(name, Path(self.folder.name), options)
 
     def stop(self):

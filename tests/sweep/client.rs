@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::common::rpc::request;
-use crate::common::target::{Options, Program};
+use crate::common::target::{Options, Program, SMALL_POOLS};
 
 /// Only a target that hangs takes so long to start.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,8 +83,8 @@ impl Client {
         let mut command = self.program.command();
         command
             .args(["--no-huge", "-s", "256", "--no-pci", "--disable-cpumask-locks"])
-            .args(["--num-trace-entries", "0", "-m", &self.options.core_mask])
-            .args(["--wait-for-rpc", "-r"])
+            .args(["--num-trace-entries", "0", "-c", SMALL_POOLS])
+            .args(["-m", &self.options.core_mask, "-r"])
             .arg(&socket)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
@@ -109,25 +109,9 @@ impl Client {
             thread::sleep(Duration::from_millis(10));
         };
         self.connection = Some(connection);
-        // With small pools it starts in half the time.
-        let calls = [
-            ("bdev_set_options", json!({"bdev_io_pool_size": 4096, "bdev_io_cache_size": 128})),
-            ("iobuf_set_options", json!({"small_pool_count": 2048, "large_pool_count": 256})),
-            (
-                "iscsi_set_options",
-                json!({
-                    "pdu_pool_size": 64, "immediate_data_pool_size": 16,
-                    "data_out_pool_size": 16, "max_sessions": 1,
-                }),
-            ),
-            ("framework_start_init", Value::Null),
-            ("framework_wait_init", Value::Null),
-        ];
-        for call in calls {
-            let answer = self.exchange_within(&[call], PATIENCE);
-            let is_done = answer.is_ok_and(|answers| answers[0].is_ok());
-            assert!(is_done, "the target does not start: {}", self.log_tail());
-        }
+        let answer = self.exchange_within(&[("framework_wait_init", Value::Null)], PATIENCE);
+        let is_done = answer.is_ok_and(|answers| answers[0].is_ok());
+        assert!(is_done, "the target does not start: {}", self.log_tail());
     }
 
     fn log(&self) -> PathBuf {
