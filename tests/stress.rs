@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 const DETACHES: u64 = 1000;
 /// In each lvstore.
 const FAMILIES: u64 = 2;
+/// What the lvols of one family may need.
+const FAMILY_MIB: u64 = 80;
 const LVOL_MIB: u64 = 8;
 /// An lvol that is read and written has so many cycles; then there is a new one, none of whose clusters
 /// was ever written.
@@ -98,15 +100,26 @@ impl AddAssign for Totals {
 
 /// How many detaches there are to be: `STRESS_DETACHES`, for a long run.
 fn detaches() -> u64 {
-    let asked = std::env::var("STRESS_DETACHES").ok();
-    asked.map_or(DETACHES, |number| number.parse().expect("STRESS_DETACHES is a number"))
+    number_in("STRESS_DETACHES").unwrap_or(DETACHES)
+}
+
+/// How many families there are in each lvstore: `STRESS_FAMILIES`, up to 8, for more detaches in the
+/// same time. The load is divided among them.
+fn families() -> u64 {
+    number_in("STRESS_FAMILIES").unwrap_or(FAMILIES)
+}
+
+fn number_in(variable: &str) -> Option<u64> {
+    let asked = std::env::var(variable).ok()?;
+    Some(asked.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
 }
 
 /// A target with the lvstores that this SPDK can have.
 fn target_with_load() -> (Target, Vec<Store>) {
     let program = Program::With(vec![load_generator()]);
     let mut target = Target::start_with(Options { program, ..Options::on_cores(CORES) });
-    target.create_malloc("disk", 160);
+    let size_mib = families() * FAMILY_MIB;
+    target.create_malloc("disk", size_mib);
     target.must(
         "bdev_lvol_create_lvstore",
         json!({
@@ -115,7 +128,7 @@ fn target_with_load() -> (Target, Vec<Store>) {
         }),
     );
     let cluster_size = SLOW.cluster;
-    let options = Lvstore { size_mib: 160, cluster_size, can_be_slow: true, ..Lvstore::default() };
+    let options = Lvstore { size_mib, cluster_size, can_be_slow: true, ..Lvstore::default() };
     target.create_lvstore(SLOW.name, options);
     // SPDK before 24.05 can't unmap a file.
     let file = target.bdev(&target.base_bdev(SLOW.name)).unwrap();
@@ -145,8 +158,9 @@ impl Control {
         self.must(
             "load_open",
             json!({
-                "name": lvol, "tag": seed % 4000 + 1, "seed": seed, "queue_depth": 4,
-                "cluster_blocks": store.cluster / BLOCK, "max_blocks": MIB / BLOCK,
+                "name": lvol, "tag": seed % 4000 + 1, "seed": seed,
+                "queue_depth": (8 / families()).max(1),
+                "cluster_blocks": store.cluster / BLOCK, "max_blocks": 2 * MIB / BLOCK / families(),
                 "reads": 10, "writes": writes, "write_zeroes": write_zeroes, "unmaps": unmaps,
                 "sparseness": 3, "image": image,
             }),
@@ -243,12 +257,12 @@ fn family(mut control: Control, store: Store, family: u64, detaches: u64) -> Tot
         ["head", "old", "new", "mid", "clone"].map(|name| format!("{}/{name}{family}", store.name));
     let mut totals = Totals::default();
     for cycle in 0.. {
-        let seed = (cycle * FAMILIES + family) * 4;
+        let seed = (cycle * families() + family) * 4;
         if cycle % CYCLES == 0 {
             control.create(&head);
             control.open_load(&head, seed, true, None);
         }
-        control.wait_for_writes(&head, 100);
+        control.wait_for_writes(&head, 200 / families());
         let grows = cycle % CYCLES == 0;
         control.snapshot_and(&head, &old, grows);
         if grows {
@@ -310,15 +324,15 @@ fn a_thousand_detaches_under_load() {
     let shares: u64 = stores.iter().map(|store| store.share).sum();
     let mut totals = Totals::default();
     thread::scope(|scope| {
-        let mut families = Vec::new();
+        let mut running = Vec::new();
         for &store in &stores {
-            for number in 0..FAMILIES {
+            for number in 0..families() {
                 let control = Control(target.connect());
-                let detaches = (wanted * store.share).div_ceil(FAMILIES * shares);
-                families.push(scope.spawn(move || family(control, store, number, detaches)));
+                let detaches = (wanted * store.share).div_ceil(families() * shares);
+                running.push(scope.spawn(move || family(control, store, number, detaches)));
             }
         }
-        for family in families {
+        for family in running {
             totals += family.join().expect("the target does as it is told");
         }
     });
