@@ -15,5 +15,5 @@ export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0:${LSA
 
 cargo build --release --locked --workspace
 # Fewer repetitions than make test; and the model of the protocol doesn't contain any SPDK code.
-export KILLS=${KILLS:-30} STRESS_DETACHES=${STRESS_DETACHES:-300}
+export KILLS=${KILLS:-30} STRESS_DETACHES=${STRESS_DETACHES:-300} PROPTEST_CASES=${PROPTEST_CASES:-1000}
 exec scripts/test.sh --exclude detach-protocol "$@"

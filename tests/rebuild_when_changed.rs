@@ -44,7 +44,7 @@ fn a_change_in_spdk_is_seen() {
 /// building, and depends on the same files.
 fn check(tree: &Path) -> bool {
     let output = Command::new(env!("CARGO"))
-        .args(["check", "--release", "--bin", "spdk_tgt", "--locked", "--message-format", "json"])
+        .args(["check", "--bin", "spdk_tgt", "--locked", "--message-format", "json"])
         .arg("--target-dir")
         .arg(target_folder())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
