@@ -15,6 +15,11 @@ cargo test --release --locked --workspace --no-fail-fast "$@" -- \
 	--test-threads "${TEST_THREADS:-2}" --nocapture 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
 
-awk '/^test result:/ { passed += $4; failed += $6 }
+# What a target logs may come between two parts of a line of cargo's.
+awk 'match($0, /[0-9]+ passed; [0-9]+ failed;/) {
+         split(substr($0, RSTART, RLENGTH), words, " ")
+         passed += words[1]
+         failed += words[3]
+     }
      END { printf "%d passed, %d failed\n", passed, failed }' "$log"
 exit "$status"
