@@ -330,7 +330,7 @@ fn a_detach_costs_one_read_one_write_and_one_flush() {
 /// the root. The parent is named in the root.
 #[test]
 fn a_blob_of_many_pages_costs_no_more() {
-    const PAGES: u32 = 2;
+    const PAGES: u32 = 3;
     /// `SPDK_EXTENTS_PER_EP`, and the entries of the extent table in one page.
     const PER_EXTENT_PAGE: u64 = 512;
     const PER_PAGE: u64 = 508;
