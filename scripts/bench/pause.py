@@ -7,8 +7,8 @@ The load generator of the tests writes, on each core, 4 KiB after 4 KiB to each 
     neighbour                         nothing to do with either
 
 Of each request it says how long the longest write took that ended in the WINDOW seconds after it
-was sent: on the core that serves requests, and on the other one. The same when there is no request,
-but another file on the same disk is flushed.
+was sent: on the core that serves requests, and on the other one. The same when the request changes
+nothing, and then another file on the same disk is flushed.
 """
 
 import os
@@ -53,10 +53,10 @@ def measure(_, options, progress):
     times = 50 if options.quick else 250
     program, preloaded = with_load()
     cores = dict(zip(map(str, options.cpus), CORES))
+    cpus = options.cpus[: len(CORES)]
     figures = []
     for store, (base, gib, variables) in STORES.items():
         progress(f'pause: {times} of each request under writes, on {store}')
-        cpus = options.cpus[: len(CORES)]
         target = Target(OURS, program, cpus, preloaded, variables)
         try:
             target.make_lvstore(base, gib, cluster_sz=CLUSTER, num_md_pages_per_cluster_ratio=100)
@@ -107,7 +107,7 @@ def pauses(target, store, changed, cores, times):
         'bdev_lvol_set_parent': set_parent_request(changed, 'parent'),
     }
     if target.base == 'aio':
-        calls[FLUSH] = None
+        calls[FLUSH] = calls[NO_CHANGE]
     entries = {
         (method, writer, core): {
             'base_bdev': store,
@@ -128,8 +128,8 @@ def pauses(target, store, changed, cores, times):
             time.sleep(random.uniform(0, 2 * WINDOW))
             # In one piece, so that no write counts that completed long before the call.
             ends = time.monotonic() + WINDOW
-            target.pipelined([longest, call] if call else [longest])
-            if not call:
+            target.pipelined([longest, call])
+            if method == FLUSH:
                 flush_beside(target)
             time.sleep(max(0, ends - time.monotonic()))
             of_writers = target.rpc(LONGEST, **longest['params'])
