@@ -119,12 +119,18 @@ fn target_with_load() -> (Target, Vec<Store>) {
     let program = Program::With(vec![load_generator()]);
     let mut target = Target::start_with(Options { program, ..Options::on_cores(CORES) });
     let size_mib = families() * FAMILY_MIB;
-    target.create_malloc("disk", size_mib);
+    // Up to 26.01 SPDK loses a page of metadata now and then if two cores write to a new lvol at once
+    // (`blob_insert_cluster_msg`), some seven in a hundred detaches here; and a clone for which there is none
+    // crashes it.
+    let clusters = size_mib * MIB / FAST.cluster;
+    let md_pages = clusters + detaches() / 8;
+    target.create_malloc("disk", size_mib + md_pages * BLOCK / MIB);
     target.must(
         "bdev_lvol_create_lvstore",
         json!({
             "bdev_name": "disk", "lvs_name": FAST.name,
-            "cluster_sz": FAST.cluster, "num_md_pages_per_cluster_ratio": 100,
+            "cluster_sz": FAST.cluster,
+            "num_md_pages_per_cluster_ratio": 100 * md_pages / clusters,
         }),
     );
     let cluster_size = SLOW.cluster;

@@ -24,6 +24,7 @@ def measure_throughput(targets, options, progress):
                 'method': method,
                 'requests': lvols,
                 'us_each': [],
+                'us_busy': [],
             }
             for target in targets
             for method in requests
@@ -37,8 +38,10 @@ def measure_throughput(targets, options, progress):
                 for batch in requests.values():
                     target.pipelined(batch)
                 for method, batch in requests.items():
-                    seconds = target.pipelined(batch)
-                    entries[target.name, method]['us_each'].append(seconds * 1e6 / lvols)
+                    entry = entries[target.name, method]
+                    busy_before = target.busy_us()
+                    entry['us_each'].append(target.pipelined(batch) * 1e6 / lvols)
+                    entry['us_busy'].append((target.busy_us() - busy_before) / lvols)
         for target in targets.each():
             target.drop_lvstore()
         figures += entries.values()

@@ -77,10 +77,10 @@ def methods(entries):
 
 def throughput(entries):
     return table(
-        ['base bdev', 'method', 'target', 'us each', 'requests per second', 'samples'],
+        ['base bdev', 'method', 'target', 'us each', 'at work, us each', 'samples'],
         [
             [entry['base_bdev'], f'`{entry["method"]}`', entry['target']]
-            + [cell(entry['us_each']), cell([1e6 / us for us in entry['us_each']])]
+            + [cell(entry['us_each']), cell(entry['us_busy'])]
             + [len(entry['us_each'])]
             for entry in entries
         ],

@@ -137,6 +137,12 @@ class Target(TargetProcess):
             'bytes_read': stats['bytes_read'],
         }
 
+    def busy_us(self):
+        """How long the SPDK thread that serves requests has been at work so far."""
+        stats = self.rpc('thread_get_stats')
+        (busy,) = (each['busy'] for each in stats['threads'] if each['name'] == 'app_thread')
+        return busy * 1e6 / stats['tick_rate']
+
     def watch(self, action):
         """Runs it; returns its result and what the base bdev did meanwhile."""
         before = self.device()
