@@ -365,8 +365,8 @@ fn a_thousand_detaches_under_load() {
     );
     assert_eq!((totals.torn, totals.stale, totals.errors), (0, 0, 0), "{:#?}", totals.complaints);
     assert!(totals.detaches >= wanted);
-    // On the fast lvstore alone, and one core, a copy is hardly ever under way for long enough.
-    let is_told = stores.len() == 1 || totals.copied > totals.detaches / 10;
+    // On one core, and the fast lvstore alone, a copy is hardly ever under way for long enough.
+    let is_told = CORES == 1 || totals.copied > totals.detaches / 10;
     assert!(is_told, "too little was under way to tell anything");
     target.stop();
 }

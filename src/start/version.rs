@@ -59,7 +59,9 @@ unsafe extern "C" fn search_object(
 fn version_in(bytes: &[u8]) -> Option<String> {
     let is_mark =
         |window: &[u8]| matches!(window, [b'S', b'P', b'D', b'K', b' ', b'v', b'0'..=b'9']);
-    let at = bytes.windows(b"SPDK v0".len()).position(is_mark)?;
-    let text = CStr::from_bytes_until_nul(bytes.get(at..)?).ok()?.to_str().ok()?;
-    text.split_whitespace().nth(1).map(str::to_owned)
+    bytes.windows(b"SPDK v0".len()).enumerate().find_map(|(at, window)| {
+        is_mark(window).then_some(())?;
+        let text = CStr::from_bytes_until_nul(bytes.get(at..)?).ok()?.to_str().ok()?;
+        text.split_whitespace().nth(1).map(str::to_owned)
+    })
 }
